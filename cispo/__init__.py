@@ -1,0 +1,1 @@
+"""The algorithm, the learner and the loop; imports neither ray nor hydra nor wandb."""

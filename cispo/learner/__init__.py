@@ -1,0 +1,1 @@
+"""Learners behind one protocol, one heavy library each."""

@@ -1,0 +1,145 @@
+"""What the parts ask of each other: every border in the house, as Protocols.
+
+The loop knows nobody by class: the other side may be a Ray actor, an object in this process, or a small fake in a
+test. A method that can wait says what it waits for and has a deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cispo.types import (
+    Group,
+    Harvest,
+    PackedBatch,
+    Progress,
+    Prompt,
+    Score,
+    Trajectory,
+    UpdateResult,
+    UpdateSettings,
+)
+
+State = dict[str, Any]
+"""JSON-like or numpy: what a part needs to go on exactly where it stopped."""
+
+WeightStream = Iterator[tuple[str, NDArray[Any]]]
+"""(name in the checkpoint's own naming, whole tensor) one after the other, so that nobody holds the model twice."""
+
+
+class PromptSource(Protocol):
+    """An endless, seeded stream of prompts whose cursor can be saved."""
+
+    def next(self) -> Prompt:
+        """The next prompt of the mixture."""
+
+    def state(self) -> State:
+        """The cursor."""
+
+    def restore(self, state: State) -> None:
+        """Go on exactly after the prompt that was next when `state` was taken."""
+
+
+class Scorer(Protocol):
+    """Turns a finished trajectory into a Score, without ever blocking the engine."""
+
+    def submit(self, prompt: Prompt, trajectory: Trajectory, text: str) -> Future[Score]:
+        """Begin to score. `text` is the decoded action tokens. The future never raises for what the model wrote:
+        wrong, hostile or unparseable text is a verdict; only a user's faulty reward function raises RewardError.
+        """
+
+    def close(self) -> None:
+        """End helper processes."""
+
+
+class RolloutSource(Protocol):
+    """Prompts in, scored groups out."""
+
+    def take(self, num_groups: int, *, oldest_version: int, keep: Callable[[Group], bool]) -> Harvest:
+        """Draw prompts until `num_groups` groups pass `keep` and are no older than `oldest_version`.
+
+        Waits for the workers. Raises DeadlineExceeded when none answers in time and NoSignal at the draw limit.
+        """
+
+    def load_weights(self, weights: WeightStream, version: int) -> None:
+        """Give every worker the weights of `version`; returns once all of them sample with it."""
+
+    def state(self) -> State:
+        """Data cursor, draw counter and prompts that were drawn but not finished."""
+
+    def restore(self, state: State) -> None:
+        """Go on exactly where `state` was taken."""
+
+
+class Learner(Protocol):
+    """Owns the trained weights and the optimizer."""
+
+    def update(self, batch: PackedBatch, settings: UpdateSettings) -> UpdateResult:
+        """Make one optimizer update, or say in the result why not."""
+
+    def weights(self) -> WeightStream:
+        """The present weights, in the checkpoint's names."""
+
+    def reset_optimizer(self) -> None:
+        """Forget the moments, as between cold start and RL."""
+
+    def save(self, folder: Path) -> None:
+        """Write everything that a restart needs into `folder`."""
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; raises CheckpointError."""
+
+    def export(self, folder: Path) -> None:
+        """Write the policy in Hugging Face layout."""
+
+
+class WeightSync(Protocol):
+    """Carries a version of the weights from the learner to the rollouts."""
+
+    def publish(self, learner: Learner, *, version: int) -> None:
+        """Returns once every worker samples with `version`; raises WeightSyncError."""
+
+
+class Checkpoints(Protocol):
+    """Everything a restart needs, atomically."""
+
+    def save(self, progress: Progress, learner: Learner, rollouts: RolloutSource) -> None:
+        """Write checkpoints/step_N, complete or not at all."""
+
+    def restore(self, learner: Learner, rollouts: RolloutSource) -> Progress:
+        """Load the newest complete checkpoint, or return a fresh Progress if there is none."""
+
+
+class Evaluator(Protocol):
+    """Measures the current policy on held-out prompts."""
+
+    def evaluate(self) -> Mapping[str, float]:
+        """`eval/<set>/mean@k`, `eval/<set>/pass@k` and the greedy accuracies, with the weights of the workers."""
+
+
+class Tracker(Protocol):
+    """Somebody who is told what happened."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The numbers of one step."""
+
+    def rollouts(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """The trajectories trained on at one step, as written to rollouts/step_N.jsonl."""
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """The run is over."""
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """A saved sampler state: what `Engine.snapshot` gives and `Engine.resume` takes. Arrays only, picklable."""
+
+    arrays: Mapping[str, NDArray[np.generic]]
+    meta: Mapping[str, Any]

@@ -1,0 +1,1 @@
+"""RunConfig, the parts' own configs put together, and the YAML tree."""

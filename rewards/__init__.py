@@ -1,0 +1,1 @@
+"""A trajectory in, a score and its parts out."""
