@@ -37,8 +37,6 @@ class RewardError(CispoError):
     """A reward function raised, or returned something that is not a finite number."""
 
 
-
-
 class WeightSyncError(CispoError):
     """A stream of weights has a wrong checksum, version, name or shape; the receiver keeps its old weights."""
 

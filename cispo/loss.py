@@ -1,0 +1,134 @@
+"""The objective: CISPO and, as parameter values of one formula, the clipped kin it is compared with.
+
+    loss = - sum_t  weight_t * sg(clip(r_t, ratio_floor, ratio_cap)) * M_t * advantage_t * logp_t * mask_t
+    r_t  = exp(logp_t - behaviour_logp_t),  sg = stop-gradient
+
+MiniMax-M1 (arXiv 2506.13585), equations 4-7: the clipped ratio is a *weight*, the gradient flows through logp alone,
+so every token keeps its gradient. M_t, the unified mask of equation 7, is 1 unless asked for: it drops tokens with
+advantage > 0 and r > mask_above, and tokens with advantage < 0 and r < mask_below.
+
+| objective    | ratio_cap | ratio_floor | mask_below | mask_above |
+|--------------|-----------|-------------|------------|------------|
+| CISPO        | 3         | 0           | 0          | inf        |
+| CISPO masked | 3         | 0           | 0.8        | 1.28       |
+| PPO / GRPO   | inf       | 0           | 0.8        | 1.2        |
+| DAPO         | inf       | 0           | 0.8        | 1.28       |
+| REINFORCE    | 1         | 1           | 0          | inf        |
+| likelihood   | 1         | 1           | 0          | inf        | (advantage 1: the cold start)
+
+PPO's min(r A, clip(r) A) has the gradient r A grad(logp) where its clip is inactive and zero elsewhere, which is the
+row above; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cispo.errors import ConfigError
+from cispo.metrics import Max, Mean, Metric, Pearson, Sum
+
+MAX_LOG_RATIO = 20.0
+"""exp(20) = 4.9e8: beyond any cap in use, and far from float32's overflow when no cap is set."""
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """The loss of one packed row: a scalar with a graph, and what to log of it (float() reads each metric)."""
+
+    loss: Tensor
+    metrics: dict[str, Metric] = field(default_factory=dict)
+
+
+def check_band(ratio_cap: float, ratio_floor: float) -> None:
+    """Refuse bands that cannot be meant; raises ConfigError.
+
+    The numbers are the ratios themselves. Frameworks that name them epsilons make 0.2 mean a cap of 1.2 in one place
+    and a cap of 0.2, a five times smaller loss, in another.
+    """
+    if not ratio_cap >= 1.0:
+        raise ConfigError(
+            f"ratio_cap must be at least 1, because it is the largest importance ratio itself and not an epsilon; "
+            f"got {ratio_cap:g}. For a clip range of 1 + {ratio_cap:g} write ratio_cap={1 + ratio_cap:g}."
+        )
+    if not 0.0 <= ratio_floor <= 1.0:
+        raise ConfigError(
+            f"ratio_floor must lie in [0, 1], because it is the smallest importance ratio itself; got {ratio_floor:g}. "
+            f"0 means no floor, which is the published setting."
+        )
+
+
+def cispo_loss(
+    logp_T: Tensor,
+    behaviour_logp_T: Tensor,
+    advantage_T: Tensor,
+    weight_T: Tensor,
+    mask_T: Tensor,
+    *,
+    ratio_cap: float,
+    ratio_floor: float = 0.0,
+    mask_above: float = math.inf,
+    mask_below: float = 0.0,
+) -> LossOutput:
+    """The CISPO loss of one packed row.
+
+    Args:
+        logp_T: float [T], log-probabilities of the tokens under the current policy; carries the gradient.
+        behaviour_logp_T: float [T], under the policy and distribution that sampled them.
+        advantage_T: float [T].
+        weight_T: float [T], the aggregation (cispo/packing.py); it makes the sum over all rows the wanted mean.
+        mask_T: bool [T], tokens that are learnt from. What the other streams hold elsewhere, NaN included, is ignored.
+        ratio_cap, ratio_floor: the ratio is clipped into [ratio_floor, ratio_cap].
+        mask_above, mask_below: the unified mask's ratios; the defaults switch it off.
+
+    Returns:
+        LossOutput; a token in the mask whose behaviour log-probability is not finite is dropped and counted
+        (`ratio/nonfinite`).
+
+    Raises:
+        ConfigError: a cap below 1 or a floor outside [0, 1].
+    """
+    check_band(ratio_cap, ratio_floor)
+    mask_T = mask_T.bool()
+    finite_T = mask_T & torch.isfinite(behaviour_logp_T)
+    # `where` and not a product: 0 * NaN is NaN, in the value and in the gradient.
+    logp_T = torch.where(finite_T, logp_T, 0.0)
+    log_ratio_T = (logp_T.detach() - torch.where(finite_T, behaviour_logp_T, 0.0)).clamp(max=MAX_LOG_RATIO)
+    ratio_T = log_ratio_T.exp()
+    advantage_T = torch.where(finite_T, advantage_T, 0.0)
+
+    outward_T = ((advantage_T > 0) & (ratio_T > mask_above)) | ((advantage_T < 0) & (ratio_T < mask_below))
+    clipped_T = ratio_T.clamp(ratio_floor, ratio_cap)
+    coefficient_T = torch.where(finite_T & ~outward_T, weight_T * clipped_T * advantage_T, 0.0)
+    loss = -(coefficient_T * logp_T).sum()
+
+    k3_T = ratio_T - 1.0 - log_ratio_T
+    metrics: dict[str, Metric] = {
+        "ratio/mean": Mean.of(ratio_T, finite_T),
+        "ratio/max": Max.of(ratio_T, finite_T),
+        "ratio/capped_fraction": Mean.of((ratio_T > ratio_cap).float(), finite_T),
+        "ratio/masked_fraction": Mean.of(outward_T.float(), finite_T),
+        "ratio/nonfinite": Sum(float((mask_T & ~finite_T).sum())),
+        "drift/kl": Mean.of(k3_T, finite_T),
+    }
+    return LossOutput(loss, metrics)
+
+
+def mismatch_metrics(logp_T: Tensor, behaviour_logp_T: Tensor, fresh_T: Tensor) -> dict[str, Metric]:
+    """How far sampler and learner are apart on tokens that the very same weights sampled.
+
+    Only meaningful before the first update of a step, on tokens of age 0 (fresh_T, bool [T]): there the true
+    difference is zero, so all that is seen is numerics or a fault in the weight sync.
+    """
+    logp_T = logp_T.detach()
+    log_ratio_T = logp_T - behaviour_logp_T
+    difference_T = log_ratio_T.abs()
+    return {
+        "mismatch/kl": Mean.of(log_ratio_T.exp() - 1.0 - log_ratio_T, fresh_T),
+        "mismatch/logp_abs_diff_mean": Mean.of(difference_T, fresh_T),
+        "mismatch/logp_abs_diff_max": Max.of(difference_T, fresh_T),
+        "mismatch/prob_pearson": Pearson.of(logp_T.exp(), behaviour_logp_T.exp(), fresh_T),
+    }
