@@ -1,0 +1,191 @@
+"""The stream of prompts: procedural tasks and prompt files, mixed by weight, endless, with a cursor.
+
+    prompt_source(config, tokenizer, seed)        what training draws from
+    demonstration_source(config, seed)            what the cold start learns from
+    eval_sets(config, tokenizer, num, seed)       held-out prompts, never drawn by the other two
+
+Every draw is a function of (seed, count), so a cursor is a few numbers and going on from it is exact and immediate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cispo.errors import ConfigError, DataError
+from cispo.protocols import PromptSource
+from cispo.types import Prompt
+from rollout.problem import Problem, Task
+from rollout.prompt_files import FileConfig, PromptTokenizer, Row, read_rows
+from rollout.prompt_sources import (
+    DemonstrationSource,
+    FileSource,
+    MixtureSource,
+    ProceduralSource,
+    one_sided,
+    problem_prompt,
+    redraws,
+    row_prompt,
+)
+from rollout.seeding import Split, stable_rng
+from rollout.tasks import TaskParameters, make_task
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What to train on.
+
+    Attributes:
+        mixture: weight of each task: a name of rollout.tasks.TASKS, a key of `files`, or `package.module:Class`.
+            Weights are relative; 0 leaves a task out.
+        demonstration_mixture: weights of the cold start; empty takes those of `mixture`. Files give no
+            demonstrations.
+        parameters: of the procedural tasks.
+        files: sets of prompts on disk by name.
+        eval_fraction: share of all prompts that only evaluation sees, decided by a hash of the text.
+        split_seed: another seed holds out other prompts.
+        max_prompt_tokens: a longer prompt is a bad row of a file, and an error of a task.
+        max_bad_rows: how many bad rows one file may have.
+    """
+
+    mixture: dict[str, float] = field(default_factory=lambda: {"chain": 1.0, "program": 1.0})
+    demonstration_mixture: dict[str, float] = field(default_factory=dict)
+    parameters: TaskParameters = field(default_factory=TaskParameters)
+    files: dict[str, FileConfig] = field(default_factory=dict)
+    eval_fraction: float = 0.125
+    split_seed: int = 0
+    max_prompt_tokens: int = 1024
+    max_bad_rows: int = 10
+
+    def __post_init__(self) -> None:
+        faults = [*_weight_faults("mixture", self.mixture)]
+        if self.demonstration_mixture:
+            faults += _weight_faults("demonstration_mixture", self.demonstration_mixture)
+        if not 0 < self.eval_fraction < 1:
+            faults.append(f"task.eval_fraction must be above 0 and below 1, got {self.eval_fraction}.")
+        if self.max_prompt_tokens < 1:
+            faults.append(f"task.max_prompt_tokens must be at least 1, got {self.max_prompt_tokens}.")
+        if self.max_bad_rows < 0:
+            faults.append(f"task.max_bad_rows must not be negative, got {self.max_bad_rows}.")
+        if faults:
+            raise ConfigError(*faults)
+
+    @property
+    def split(self) -> Split:
+        """Training or evaluation, by the text of a prompt."""
+        return Split(self.eval_fraction, self.split_seed)
+
+
+def _weight_faults(name: str, weights: Mapping[str, float]) -> Iterator[str]:
+    for task, weight in weights.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            yield f"task.{name}.{task} must be a weight of 0 or more, got {weight}."
+    if not any(weight > 0 for weight in weights.values()):
+        yield f"task.{name} needs at least one task with a weight above 0, got {weights}."
+
+
+def prompt_source(config: TaskConfig, tokenizer: PromptTokenizer, seed: int) -> MixtureSource:
+    """The training prompts of `config`, as a PromptSource. Raises ConfigError or DataError before the first draw."""
+    weights = {name: weight for name, weight in config.mixture.items() if weight > 0}
+    sources: dict[str, PromptSource] = {
+        name: ProceduralSource(task, config.split, tokenizer, seed, max_prompt_tokens=config.max_prompt_tokens)
+        for name, task in make_tasks(config, weights).items()
+    }
+    for name in weights:
+        if name in config.files:
+            train, _ = read_file_set(name, config, tokenizer)
+            sources[name] = FileSource(name, train, tokenizer, seed)
+    return MixtureSource({name: sources[name] for name in weights}, weights, seed)
+
+
+def demonstration_source(config: TaskConfig, seed: int) -> DemonstrationSource:
+    """The cold start's examples. Raises ConfigError if no procedural task is in its mixture."""
+    weights = config.demonstration_mixture or config.mixture
+    tasks = make_tasks(config, weights)
+    if not tasks:
+        raise ConfigError(
+            f"The cold start needs a procedural task, but the mixture has only files ({', '.join(weights)}); "
+            "start from a trained model instead."
+        )
+    return DemonstrationSource(tasks, {name: weights[name] for name in tasks}, config.split, seed)
+
+
+def eval_sets(config: TaskConfig, tokenizer: PromptTokenizer, num: int, seed: int) -> dict[str, tuple[Prompt, ...]]:
+    """Up to `num` distinct held-out prompts for each task of the mixture, the same for the same seed.
+
+    A set is smaller where a task or a file has no more than that; raises DataError where it has none.
+    """
+    sets = {
+        task.name: eval_prompts(task, num, seed, config=config, tokenizer=tokenizer)
+        for task in make_tasks(config, config.mixture).values()
+    }
+    for name, weight in config.mixture.items():
+        if weight > 0 and name in config.files:
+            _, rows = read_file_set(name, config, tokenizer)
+            chosen = stable_rng("eval", name, seed).sample(rows, min(num, len(rows)))
+            sets[name] = tuple(row_prompt(f"{name}/eval/{row.id}", row, tokenizer) for row in chosen)
+    return sets
+
+
+def eval_prompts(
+    task: Task, num: int, seed: int, *, config: TaskConfig, tokenizer: PromptTokenizer
+) -> tuple[Prompt, ...]:
+    """Up to `num` distinct held-out prompts of one task."""
+    rng = stable_rng("eval", task.name, seed)
+    problems: dict[str, Problem] = {}
+    while len(problems) < num:
+        fresh = (p for p in redraws(task, rng) if p.text not in problems and config.split.holds_out(p.text))
+        problem = next(fresh, None)
+        if problem is None:
+            break
+        problems[problem.text] = problem
+    if not problems:
+        raise DataError(one_sided(task, config.split, "evaluation"))
+    return tuple(
+        problem_prompt(f"{task.name}/eval/{at:06d}", task.name, problem, tokenizer, config.max_prompt_tokens)
+        for at, problem in enumerate(problems.values())
+    )
+
+
+def make_tasks(config: TaskConfig, weights: Mapping[str, float]) -> dict[str, Task]:
+    """The procedural tasks among `weights`, by their key there. Raises ConfigError on unknown or equal names."""
+    keys = [key for key, weight in weights.items() if weight > 0 and key not in config.files]
+    tasks = {key: make_task(key, config.parameters) for key in keys}
+    names = [task.name for task in tasks.values()] + list(config.files)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"Every task and set of files needs a name of its own, but {', '.join(twice)} comes twice.")
+    return tasks
+
+
+def vocabulary(config: TaskConfig) -> tuple[tuple[str, ...], str]:
+    """(words, characters) that spell every prompt and demonstration of the procedural tasks, each in a fixed order."""
+    tasks = {**make_tasks(config, config.mixture), **make_tasks(config, config.demonstration_mixture)}.values()
+    words = dict.fromkeys(word for task in tasks for word in task.words())
+    characters = sorted({character for task in tasks for character in task.alphabet()})
+    return tuple(words), "".join(characters)
+
+
+def read_file_set(name: str, config: TaskConfig, tokenizer: PromptTokenizer) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """(training rows, held-out rows) of one set of files; a text is never on both sides.
+
+    Raises DataError as read_rows does, and where a side is empty.
+    """
+    files = config.files[name]
+    limits = {"max_prompt_tokens": config.max_prompt_tokens, "max_bad_rows": config.max_bad_rows}
+    rows = read_rows(Path(files.path), files, tokenizer, split=files.split, task=name, **limits)
+    if files.eval_path:
+        held = read_rows(Path(files.eval_path), files, tokenizer, split=files.eval_split, task=name, **limits)
+        texts = {row.text for row in held}
+    else:
+        held = tuple(row for row in rows if config.split.holds_out(row.text))
+        texts = {row.text for row in held}
+    train = tuple(row for row in rows if row.text not in texts)
+    if not train or not held:
+        raise DataError(
+            f"The prompts {name!r} leave {len(train)} rows for training and {len(held)} for evaluation, and both need "
+            f"some; change task.eval_fraction={config.eval_fraction} or task.files.{name}.eval_path."
+        )
+    return train, held
