@@ -1,0 +1,165 @@
+"""What is kept of a trajectory for people to read: the lines of rollouts/step_N.jsonl.
+
+A record is plain JSON and stands alone: it needs neither the tokenizer nor the prompt file to be read. The loop
+makes the records because only it knows the advantages; the trackers in launch/ write them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from cispo.types import Floats, Group, Sample, Trajectory
+
+Decode = Callable[[Sequence[int]], str]
+"""Token ids to text. It should show special tokens, or a stop token is invisible to the reader."""
+
+LOGP_DECIMALS = 5
+"""Digits kept of a log-probability or a ratio: enough to see a mismatch of 1e-5, a third of the bytes."""
+
+
+def rollout_record(
+    group: Group,
+    member: int,
+    decode: Decode,
+    *,
+    advantage: float | None = None,
+    ratio_T: Floats | None = None,
+) -> dict[str, Any]:
+    """One trajectory as a line of rollouts/step_N.jsonl.
+
+    `tokens`, `logp` and `ratio` run over all that follows the prompt and are aligned; an observation (multi-turn)
+    has null for `logp` and `ratio`, and so has a token whose number is not finite.
+
+    Args:
+        group: the prompt with its trajectories and scores.
+        member: which trajectory of the group, 0 to G - 1.
+        decode: token ids to text.
+        advantage: what the trajectory was credited with; None or a number that is not finite is written as null.
+        ratio_T: float32 [T] over the whole trajectory, current over behaviour probability; None if not known.
+    """
+    trajectory, score = group.trajectories[member], group.scores[member]
+    response = slice(len(group.prompt.token_ids), None)
+    response_ids = trajectory.token_ids_T[response].tolist()
+    ratios = None if ratio_T is None else _action_numbers(ratio_T, trajectory, response)
+    return {
+        "group": group.index,
+        "member": member,
+        "prompt_id": group.prompt.id,
+        "task": group.prompt.task,
+        "prompt": group.prompt.text,
+        "text": decode(response_ids),
+        "tokens": token_strings(response_ids, decode),
+        "logp": _action_numbers(trajectory.behaviour_logp_T, trajectory, response),
+        "ratio": ratios,
+        "mean_ratio": _mean(ratios),
+        "reward": _finite(score.value),
+        "parts": {name: _finite(value) for name, value in score.parts.items()},
+        "verdict": str(score.verdict),
+        "note": score.note,
+        "correct": score.correct,
+        "advantage": _finite(advantage),
+        "version": trajectory.oldest_version,
+        "stop_reason": str(trajectory.stop_reason),
+        "num_tokens": trajectory.num_actions,
+    }
+
+
+def rollout_records(
+    groups: Sequence[Group],
+    samples: Sequence[Sample],
+    decode: Decode,
+    *,
+    ratios: Sequence[Floats] | None = None,
+    limit: int = 0,
+) -> list[dict[str, Any]]:
+    """The records of one step, group by group.
+
+    With a `limit` the groups are chosen evenly over the step and kept whole while they fit, because a trajectory is
+    best read beside the others of its prompt.
+
+    Args:
+        groups: the groups trained on.
+        samples: what `assign_credit(groups)` made of them, in its order.
+        decode: token ids to text.
+        ratios: for each sample float32 [T], current over behaviour probability; None if not known.
+        limit: the most records to make; 0 is all.
+    """
+    records: list[dict[str, Any]] = []
+    credited = _samples_of_members(groups, samples)
+    for group in _evenly_chosen(groups, limit):
+        for member in range(len(group.trajectories)):
+            position = credited.get((group.index, member))  # None: it could not be scored, so it has no sample
+            records.append(
+                rollout_record(
+                    group,
+                    member,
+                    decode,
+                    advantage=None if position is None else _advantage(samples[position]),
+                    ratio_T=None if position is None or ratios is None else ratios[position],
+                )
+            )
+    return records[:limit] if limit else records
+
+
+def token_strings(token_ids: Sequence[int], decode: Decode) -> list[str]:
+    """The text of each token, so that joined they give the whole text.
+
+    A byte-level token may hold a part of a character, which decodes to U+FFFD alone: such tokens get "" and the last
+    of them the whole character. A character has at most 4 bytes, so a lone broken byte does not swallow the rest.
+    """
+    strings: list[str] = []
+    pending: list[int] = []
+    for token_id in token_ids:
+        pending.append(int(token_id))
+        piece = decode(pending)
+        if piece.endswith("\ufffd") and len(pending) < 4:
+            strings.append("")
+            continue
+        strings.append(piece)
+        pending = []
+    if pending:
+        strings[-1] = decode(pending)
+    return strings
+
+
+def _samples_of_members(groups: Sequence[Group], samples: Sequence[Sample]) -> dict[tuple[int, int], int]:
+    """(group index, member) -> position in `samples`, by the rule of assign_credit that leaves out unusable ones."""
+    members = [
+        (group.index, member)
+        for group in groups
+        for member, (trajectory, score) in enumerate(zip(group.trajectories, group.scores, strict=True))
+        if score.usable and trajectory.num_actions
+    ]
+    return {member: position for member, position, _ in zip(members, range(len(members)), samples, strict=True)}
+
+
+def _evenly_chosen(groups: Sequence[Group], limit: int) -> Sequence[Group]:
+    if not (limit and groups):
+        return groups
+    num_chosen = min(len(groups), math.ceil(limit / max(len(group.trajectories) for group in groups)))
+    return [groups[i] for i in np.linspace(0, len(groups) - 1, num_chosen).round().astype(int)]
+
+
+def _advantage(sample: Sample) -> float | None:
+    """Mean over the learnt tokens; they are all equal unless credit is given per token."""
+    return float(sample.advantage_T[sample.mask_T].mean()) if sample.num_learnt else None
+
+
+def _action_numbers(values_T: Floats, trajectory: Trajectory, response: slice) -> list[float | None]:
+    """The numbers of the response as JSON: null where the policy did not choose the token or it is not finite."""
+    known = trajectory.action_mask_T[response] & np.isfinite(values_T[response])
+    rounded = np.round(values_T[response].astype(np.float64), LOGP_DECIMALS).tolist()
+    return [value if is_known else None for value, is_known in zip(rounded, known.tolist(), strict=True)]
+
+
+def _mean(values: Sequence[float | None] | None) -> float | None:
+    numbers = [value for value in values or () if value is not None]
+    return round(float(np.mean(numbers)), LOGP_DECIMALS) if numbers else None
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and np.isfinite(value) else None
