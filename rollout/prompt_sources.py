@@ -57,6 +57,7 @@ class FileSource:
         self.name, self.rows, self.tokenizer = name, rows, tokenizer
         self.seed, self.epoch, self.position = seed, 0, 0
         self._order = self._shuffled()
+        self._fingerprint = stable_uniform(*(part for row in rows for part in (row.id, row.text)))
 
     def next(self) -> Prompt:
         """The next row, as a prompt that is tokenised now."""
@@ -68,15 +69,16 @@ class FileSource:
         return row_prompt(f"{self.name}/train/{self.epoch}/{row.id}", row, self.tokenizer)
 
     def state(self) -> State:
-        """Seed, epoch, position in it, and the number of rows that both refer to."""
-        return {"seed": self.seed, "epoch": self.epoch, "position": self.position, "num_rows": len(self.rows)}
+        """Seed, epoch, position in it, and a fingerprint of the rows that both refer to."""
+        cursor = {"seed": self.seed, "epoch": self.epoch, "position": self.position}
+        return {**cursor, "num_rows": len(self.rows), "fingerprint": self._fingerprint}
 
     def restore(self, state: State) -> None:
-        """Go on at the state's place; raises CheckpointError if the file has another number of rows by now."""
-        if state["num_rows"] != len(self.rows):
+        """Go on at the state's place; raises CheckpointError if the file has other rows by now."""
+        if state["fingerprint"] != self._fingerprint:
             raise CheckpointError(
-                f"The prompts {self.name!r} have {len(self.rows)} training rows, but had {state['num_rows']} when the "
-                "checkpoint was written; put the old file back or start a new run."
+                f"The prompts {self.name!r} are not those of the checkpoint (then {state['num_rows']} training rows, "
+                f"now {len(self.rows)}), so its place in them means nothing; put the old file back or start a new run."
             )
         self.seed, self.epoch, self.position = state["seed"], state["epoch"], state["position"]
         self._order = self._shuffled()

@@ -9,6 +9,7 @@ Every draw is a function of (seed, count), so a cursor is a few numbers and goin
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from rollout.prompt_sources import (
     row_prompt,
 )
 from rollout.seeding import Split, stable_rng
-from rollout.tasks import TaskParameters, make_task
+from rollout.tasks import TASKS, TaskParameters, make_task
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,12 @@ class TaskConfig:
     max_bad_rows: int = 10
 
     def __post_init__(self) -> None:
-        faults = [*_weight_faults("mixture", self.mixture)]
+        faults = [*_mixture_faults("mixture", self.mixture, (*TASKS, *self.files))]
         if self.demonstration_mixture:
-            faults += _weight_faults("demonstration_mixture", self.demonstration_mixture)
+            faults += _mixture_faults("demonstration_mixture", self.demonstration_mixture, tuple(TASKS))
+        faults += [
+            f"task.files.{name} takes the name of a task; call it otherwise." for name in self.files if name in TASKS
+        ]
         if not 0 < self.eval_fraction < 1:
             faults.append(f"task.eval_fraction must be above 0 and below 1, got {self.eval_fraction}.")
         if self.max_prompt_tokens < 1:
@@ -78,8 +82,12 @@ class TaskConfig:
         return Split(self.eval_fraction, self.split_seed)
 
 
-def _weight_faults(name: str, weights: Mapping[str, float]) -> Iterator[str]:
+def _mixture_faults(name: str, weights: Mapping[str, float], known: tuple[str, ...]) -> Iterator[str]:
     for task, weight in weights.items():
+        if task not in known and ":" not in task:
+            near = difflib.get_close_matches(task, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}, or package.module:Class."
+            yield f"task.{name} names {task!r}, which is no task; {hint}"
         if not (math.isfinite(weight) and weight >= 0):
             yield f"task.{name}.{task} must be a weight of 0 or more, got {weight}."
     if not any(weight > 0 for weight in weights.values()):

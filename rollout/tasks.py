@@ -12,12 +12,19 @@ from typing import Any
 
 from cispo.errors import ConfigError
 from rollout.chain_task import ChainConfig, ChainTask
+from rollout.digits_task import CountTask, DigitsConfig, ReverseTask, SortTask
 from rollout.problem import Demonstration, Problem, Task
 from rollout.program_task import ProgramConfig, ProgramTask
 
 __all__ = ["TASKS", "Demonstration", "Problem", "Task", "TaskParameters", "make_task"]
 
-TASKS: dict[str, Any] = {"chain": ChainTask, "program": ProgramTask}
+TASKS: dict[str, Any] = {
+    "chain": ChainTask,
+    "program": ProgramTask,
+    "reverse": ReverseTask,
+    "sort": SortTask,
+    "count": CountTask,
+}
 """Name -> class, each built with the field of TaskParameters that has its name."""
 
 
@@ -28,10 +35,14 @@ class TaskParameters:
     Attributes:
         chain: sums from left to right modulo 10.
         program: programs from phrases.
+        reverse, sort, count: what their digit strings look like.
     """
 
     chain: ChainConfig = field(default_factory=ChainConfig)
     program: ProgramConfig = field(default_factory=ProgramConfig)
+    reverse: DigitsConfig = field(default_factory=DigitsConfig)
+    sort: DigitsConfig = field(default_factory=DigitsConfig)
+    count: DigitsConfig = field(default_factory=DigitsConfig)
 
 
 def make_task(name: str, parameters: TaskParameters) -> Task:

@@ -7,6 +7,8 @@ import pytest
 
 from cispo.errors import ConfigError
 from rollout.chain_task import ChainConfig, ChainTask
+from rollout.digits_task import CountTask, DigitsConfig, ReverseTask, SortTask
+from rollout.problem import Problem
 from rollout.program_task import ProgramConfig, ProgramTask
 from rollout.tasks import TASKS, TaskParameters, make_task
 
@@ -73,9 +75,7 @@ def test_chain_worked_example():
 
 def test_chain_slip_goes_on_from_the_wrong_result():
     # The second step slips by 3: 8+2 gives 0+3, and the third goes on from 3.
-    rng = FixedChoices(
-        integers=[4, 0, 2, 2, 1, 3], choices=["-", "+", "-"], uniforms=[0.99, 0.99, 0.0, 0.99]
-    )
+    rng = FixedChoices(integers=[4, 0, 2, 2, 1, 3], choices=["-", "+", "-"], uniforms=[0.99, 0.99, 0.0, 0.99])
     assert ChainTask().demonstration(rng).completion_text == r"<think>0-2=8;8+2=3;3-1=2</think>\boxed{2}"
 
 
@@ -174,6 +174,45 @@ def test_program_demonstrations_teach_syntax_and_not_meaning():
     assert 0.27 < num_kept / num_word_operators < 0.40  # a third by chance; standard deviation 0.015
 
 
+@pytest.mark.parametrize(
+    ("task", "prompt", "answer"),
+    [
+        (ReverseTask, r"reverse:([1-9]+)=", lambda digits: "".join(reversed(digits))),
+        (SortTask, r"sort:([1-9]+)=", lambda digits: "".join(d * digits.count(d) for d in "123456789")),
+        (CountTask, r"count:([1-9]in[1-9]+)=", lambda asked: str(len(asked[3:].split(asked[0])) - 1)),
+    ],
+)
+def test_digit_tasks(task, prompt, answer):
+    rng, num_right = random.Random(10), 0
+    for _ in range(DRAWS):
+        problem = task().problem(rng)
+        assert problem.reference == answer(re.fullmatch(prompt, problem.text)[1])
+        shown = task(DigitsConfig(min_length=5)).demonstration(rng)
+        right = answer(re.fullmatch(prompt, shown.prompt_text)[1])
+        written = re.fullmatch(r"<think></think>\\boxed\{(\d+)\}", shown.completion_text)[1]
+        num_right += written == right
+        if task is not CountTask:
+            assert sorted(written) == sorted(right)
+    # Half are right on purpose; of the others, about one in 6 (count) or in 60 to 120 (order) by chance.
+    assert 0.42 * DRAWS < num_right < 0.70 * DRAWS
+
+
+def test_digit_task_worked_examples():
+    class Fixed(random.Random):
+        def choices(self, population, *, k):
+            return list("4717")[:k]
+
+        def randint(self, a, b):
+            return 4
+
+        def choice(self, options):
+            return "7"
+
+    assert ReverseTask().problem(Fixed()) == Problem("reverse:4717=", "7174")
+    assert SortTask().problem(Fixed()) == Problem("sort:4717=", "1477")
+    assert CountTask().problem(Fixed()) == Problem("count:7in4717=", "2")
+
+
 @every_task
 def test_same_generator_same_problem(name):
     task = task_named(name)
@@ -184,8 +223,8 @@ def test_same_generator_same_problem(name):
 @every_task
 def test_same_text_same_reference(name):
     """In a small space, the draws repeat."""
-    small = {"chain": ChainTask(ChainConfig(min_length=2, max_length=2)), "program": ProgramTask(ProgramConfig(2, 2))}
-    task, rng, known = small.get(name, task_named(name)), random.Random(6), {}
+    shortest = {"chain": ChainConfig(2, 2), "program": ProgramConfig(2, 2)}
+    task, rng, known = TASKS[name](shortest.get(name, DigitsConfig(2, 2))), random.Random(6), {}
     for _ in range(DRAWS):
         problem = task.problem(rng)
         assert known.setdefault(problem.text, problem.reference) == problem.reference
@@ -216,6 +255,9 @@ def test_prompts_of_different_tasks_never_meet():
     [
         (ChainTask(ChainConfig(min_length=2, max_length=3, min_operand=1, max_operand=2)), 10 * 4 + 10 * 16),
         (ProgramTask(ProgramConfig(min_operands=2, max_operands=2, max_digit=3)), 3 * (25 - 9)),
+        (ReverseTask(DigitsConfig(2, 2)), 81),
+        (SortTask(DigitsConfig(2, 2)), 81),
+        (CountTask(DigitsConfig(2, 2)), 729),
     ],
 )
 def test_number_of_prompts_is_what_exhaustion_finds(task, num):
@@ -237,6 +279,8 @@ def test_number_of_prompts_of_the_default_tasks():
         (lambda: ChainConfig(min_operand=3, max_operand=2), "max_operand"),
         (lambda: ChainConfig(max_operand=10), "10"),
         (lambda: ChainConfig(slip_fraction=1.5), "slip_fraction"),
+        (lambda: DigitsConfig(max_length=10), "max_length"),
+        (lambda: DigitsConfig(random_fraction=2), "random_fraction"),
         (lambda: ProgramConfig(max_operands=5), "max_operands"),
         (lambda: ProgramConfig(max_digit=0), "max_digit"),
         (lambda: ProgramConfig(num_tests=0), "num_tests"),
