@@ -1,0 +1,123 @@
+"""What the model remembers of the sequences that it is generating: preallocated pools of slots.
+
+A lightning layer remembers one constant-size float32 state per slot; a softmax layer the keys and values of every
+position. A state cannot be rolled back, so going back takes a snapshot made earlier.
+
+Shapes: S slots, H heads, K key/value heads, M longest length, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from model.config import HybridConfig
+from model.errors import ModelError
+
+Slots = Tensor | Sequence[int]
+
+
+class HybridCache:
+    """State pools for `num_slots` sequences of at most `max_length` tokens.
+
+    Attributes:
+        length_S: int64 [S], tokens that each slot has seen.
+        states: lightning layer -> [S, H, d, d], float32 at least, whatever `dtype` is.
+        keys, values: softmax layer -> [S, K, M, d] in `dtype`.
+    """
+
+    def __init__(
+        self,
+        config: HybridConfig,
+        num_slots: int,
+        max_length: int,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if num_slots <= 0 or max_length <= 0:
+            raise ModelError(
+                f"A cache needs at least one slot and one token, not {num_slots} slots of {max_length} tokens."
+            )
+        width = config.head_dim
+        state_shape = (num_slots, config.num_attention_heads, width, width)
+        kv_shape = (num_slots, config.num_key_value_heads, max_length, width)
+        state_dtype = torch.promote_types(dtype, torch.float32)
+        self.num_slots = num_slots
+        self.max_length = max_length
+        self.length_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.states = {
+            layer: torch.zeros(state_shape, dtype=state_dtype, device=device) for layer in config.lightning_layers
+        }
+        self.keys = {layer: torch.zeros(kv_shape, dtype=dtype, device=device) for layer in config.softmax_layers}
+        self.values = {layer: torch.zeros(kv_shape, dtype=dtype, device=device) for layer in config.softmax_layers}
+
+    def reset(self, slots: Slots) -> None:
+        """Forget what `slots` hold. Keys and values need no clearing: nothing is read beyond the length."""
+        slots_N = self._indices(slots)
+        self.length_S[slots_N] = 0
+        for pool in self.states.values():
+            pool[slots_N] = 0
+
+    def fork(self, source: int, targets: Slots) -> None:
+        """Copy everything that slot `source` holds into each of `targets`."""
+        slots_N = self._indices(targets)
+        length = int(self.length_S[source])
+        self.length_S[slots_N] = length
+        for pool in self.states.values():
+            pool[slots_N] = pool[source]
+        for pool in (*self.keys.values(), *self.values.values()):
+            pool[slots_N, :, :length] = pool[source, :, :length]
+
+    def snapshot(self, slot: int) -> dict[str, Tensor]:
+        """A copy, on the CPU, of all that `slot` holds; its size follows the length that was used."""
+        length = int(self.length_S[slot])
+        arrays = {"length": torch.tensor(length)}
+        for layer, pool in self.states.items():
+            arrays[f"layers.{layer}.state"] = pool[slot].cpu().clone()
+        for name, pools in (("keys", self.keys), ("values", self.values)):
+            for layer, pool in pools.items():
+                arrays[f"layers.{layer}.{name}"] = pool[slot, :, :length].cpu().clone()
+        return arrays
+
+    def restore(self, slot: int, arrays: Mapping[str, Tensor]) -> None:
+        """Put a snapshot into `slot`. Raises ModelError, and changes nothing, if it does not fit."""
+        if "length" not in arrays or not 0 <= int(arrays["length"]) <= self.max_length:
+            raise ModelError(
+                f"A snapshot must have a length of at most {self.max_length} tokens to fit this cache, "
+                f"but it has {int(arrays['length']) if 'length' in arrays else 'none'}."
+            )
+        length = int(arrays["length"])
+        places = {f"layers.{layer}.state": pool[slot] for layer, pool in self.states.items()}
+        for name, pools in (("keys", self.keys), ("values", self.values)):
+            places |= {f"layers.{layer}.{name}": pool[slot, :, :length] for layer, pool in pools.items()}
+        wanted = {name: tuple(place.shape) for name, place in places.items()}
+        found = {name: tuple(array.shape) for name, array in arrays.items() if name != "length"}
+        if wanted != found:
+            wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+            raise ModelError(
+                f"A snapshot must have the shapes of this model's cache, but {wrong[0]} is {found.get(wrong[0])} "
+                f"where {wanted.get(wrong[0])} is needed ({len(wrong)} differ); use one made with the same model."
+            )
+        for name, place in places.items():
+            place.copy_(arrays[name])
+        self.length_S[slot] = length
+
+    def bytes(self) -> int:
+        """Memory of all pools, in bytes."""
+        pools = (*self.states.values(), *self.keys.values(), *self.values.values())
+        return sum(pool.numel() * pool.element_size() for pool in pools)
+
+    def check_room(self, slots_N: Tensor, num_new_N: Tensor) -> int:
+        """Longest length of `slots_N` after `num_new_N` more tokens each; raises ModelError if it does not fit."""
+        longest = int((self.length_S[slots_N] + num_new_N).max())
+        if longest > self.max_length:
+            raise ModelError(
+                f"A sequence may have at most {self.max_length} tokens in this cache, but one would grow to "
+                f"{longest}; make the cache longer or stop earlier."
+            )
+        return longest
+
+    def _indices(self, slots: Slots) -> Tensor:
+        return torch.as_tensor(slots, dtype=torch.int64, device=self.length_S.device)

@@ -1,0 +1,181 @@
+"""Model folders in Hugging Face layout, and the stream of named weights that training and sampling exchange.
+
+One set of names rules: the original MiniMax-M1 layout, with one matrix per expert, which transformers writes too.
+Reading also accepts the stacked experts that transformers holds in memory, and skips the decay buffers that it
+saves. Shapes: E experts, f expert width, D model width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.config import HybridConfig
+from model.errors import ModelError
+from model.hybrid import HybridLM
+
+Stream = Iterator[tuple[str, Tensor]]
+
+MAX_SHARD_BYTES = 5 * 1000**3
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+_DERIVED = ("slope_rate", "query_decay", "key_decay", "diagonal_decay", "inv_freq")
+_STACKED = re.compile(r"(.*\.(?:block_sparse_moe|mlp)\.experts)\.(gate_up_proj|down_proj)$")
+
+
+def stream_weights(lm: HybridLM) -> Stream:
+    """(name, tensor) of every weight under its checkpoint name, experts one by one. Views: copy before you keep."""
+    return _unstack((name, parameter.detach()) for name, parameter in lm.named_parameters())
+
+
+def load_weights(lm: HybridLM, stream: Stream) -> None:
+    """Copy a stream of named weights, in either layout, into `lm`, one at a time and in the dtypes that it has.
+
+    Raises ModelError, after the whole stream was read, that lists every missing, unknown and misshapen weight;
+    those that fitted have then been written, so a caller that must keep the old weights checks first, against
+    the names and shapes of `stream_weights`.
+    """
+    places = dict(stream_weights(lm))
+    missing = set(places)
+    faults = []
+    for name, tensor in _unstack(stream):
+        if name.endswith(_DERIVED):
+            continue
+        if name not in places:
+            faults.append(f"{name} is unknown")
+        elif places[name].shape != tensor.shape:
+            faults.append(f"{name} has shape {tuple(tensor.shape)} where {tuple(places[name].shape)} is needed")
+        else:
+            places[name].copy_(tensor)
+        missing.discard(name)
+    faults += [f"{name} is missing" for name in sorted(missing)]
+    if faults:
+        raise ModelError("The weights must be those of the configured model, but " + "; ".join(faults) + ".")
+
+
+def load_pretrained(
+    folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> HybridLM:
+    """Read a model folder: config.json and safetensors, in one file or sharded.
+
+    All weights take `dtype` but the router's, which are float32. Raises ModelError if a file is missing or
+    damaged, or if the weights are not those that the configuration asks for.
+    """
+    folder = Path(folder)
+    config = HybridConfig.from_hf(_read_json(folder / "config.json"))
+    config = dataclasses.replace(config, param_dtype=str(dtype).removeprefix("torch."))
+    with torch.random.fork_rng(devices=[]):  # reading a file must not move the caller's random numbers
+        lm = HybridLM(config)
+    load_weights(lm, _read_tensors(folder))
+    return lm.to(device)
+
+
+def save_pretrained(
+    lm: HybridLM, folder: str | Path, layout: str = "minimax_m1", max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write a model folder. `layout` says whose config.json: "minimax_m1" (original) or "minimax" (transformers).
+
+    The weights have the same names in both, because transformers writes the original names too. Models larger
+    than `max_shard_bytes` are split into files with an index.
+    """
+    folder = Path(folder)
+    values = lm.config.to_hf(layout)
+    if layout == "minimax" and lm.config.rotary_dim != lm.config.head_dim:
+        warnings.warn(
+            f"transformers' minimax ignores rotary_dim={lm.config.rotary_dim} and rotates all "
+            f"{lm.config.head_dim} dimensions of a head, so its logits will differ from this model's.",
+            stacklevel=2,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    shards = _plan_shards(lm, max_shard_bytes)
+    weights = dict(stream_weights(lm))
+    for file, names in shards.items():
+        tensors = {name: weights[name].clone(memory_format=torch.contiguous_format) for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        total = sum(weight.numel() * weight.element_size() for weight in weights.values())
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": {name: file for file, names in shards.items() for name in names},
+        }
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _unstack(stream: Stream) -> Stream:
+    """Give every weight its original name; split stacked experts [E, 2f, D] and [E, D, f] into w1, w3 and w2."""
+    for name, tensor in stream:
+        stacked = _STACKED.match(name)
+        if stacked is None:
+            yield name.replace(".mlp.", ".block_sparse_moe."), tensor
+            continue
+        experts = stacked[1].replace(".mlp.", ".block_sparse_moe.")
+        for e, weight in enumerate(tensor):
+            if stacked[2] == "down_proj":
+                yield f"{experts}.{e}.w2.weight", weight
+            else:
+                gate, up = weight.chunk(2)
+                yield f"{experts}.{e}.w1.weight", gate
+                yield f"{experts}.{e}.w3.weight", up
+
+
+def _plan_shards(lm: HybridLM, max_bytes: int) -> dict[str, list[str]]:
+    """File name -> weights, in the stream's order, each file at most `max_bytes` (but for one larger weight)."""
+    shards: list[list[str]] = [[]]
+    room: float = max_bytes
+    for name, weight in stream_weights(lm):
+        size = math.prod(weight.shape) * weight.element_size()
+        if size > room and shards[-1]:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(name)
+        room -= size
+    if len(shards) == 1:
+        return {WEIGHTS_FILE: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
+
+
+def _read_tensors(folder: Path) -> Stream:
+    """Every tensor of a model folder, one at a time; reads what the index names, else the only file."""
+    if (folder / INDEX_FILE).exists():
+        index = _read_json(folder / INDEX_FILE)
+        if not isinstance(index.get("weight_map"), dict):
+            raise ModelError(f"{folder / INDEX_FILE} must have a weight_map; download or export the model again.")
+        files = sorted(set(index["weight_map"].values()))
+    else:
+        files = [WEIGHTS_FILE]
+    for file in files:
+        yield from _read_file(folder / file)
+
+
+def _read_file(path: Path) -> Stream:
+    if not path.is_file():
+        raise ModelError(f"A model folder needs its weights, but {path} does not exist; check the path.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  (a safetensors handle is no mapping)
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise ModelError(f"{path} is damaged ({error}); download or export the model again.") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ModelError(f"A model folder needs {path.name}, but {path} does not exist; check the path.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON ({error}); download or export the model again.") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{path} must hold a JSON object, not a {type(values).__name__}.")
+    return values

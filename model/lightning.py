@@ -1,0 +1,269 @@
+"""Lightning attention: linear attention with one fixed decay per head.
+
+    S_t = decay * S_{t-1} + k_t^T v_t        o_t = q_t S_t        decay_h = exp(-slope_h)
+
+No softmax, no scale, no denominator. Three forms of one function: `lightning_recurrence` (token by token, the
+definition and the test oracle), `lightning_attention` (blocks of a packed row, for training and prefill) and
+`lightning_step` (one token per sequence, for decoding). Source: MiniMax-01 report, arXiv 2501.08313, section 2.2.
+
+Shapes: T tokens of a packed row, N sequences, C blocks of B tokens, H heads, d head width. Decays and states are
+float32 at least: in bfloat16 the slow decays of late layers round to exactly 1.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.cache import HybridCache
+from model.config import HybridConfig
+from model.norm import RMSNorm
+from model.row import Blocks, Row, cut_blocks
+
+BLOCK = 32
+"""Tokens in a block; it changes rounding only. Cost per token grows with it, the number of states shrinks."""
+SPAN = 64
+"""Blocks whose states are solved by one small triangular product, so that the scan has few Python steps."""
+
+
+def slopes(num_heads: int, layer: int, num_layers: int) -> Tensor:
+    """Decay exponents, float32 [num_heads], of layer `layer` counted over *all* layers, softmax ones included.
+
+    s_h = 2^(-8 (h + 1) / H), scaled by 1 - layer / (num_layers - 1) + 1e-5. Where H is no power of two, the slopes
+    of the largest power below it come first and every second slope of twice that power follows.
+    """
+    factor = 1 - layer / max(num_layers - 1, 1) + 1e-5
+    return torch.tensor([s * factor for s in _head_slopes(num_heads)], dtype=torch.float32)
+
+
+def _head_slopes(num_heads: int) -> list[float]:
+    power = 1 << (num_heads.bit_length() - 1)
+    if power == num_heads:
+        return [2.0 ** (-8.0 * (h + 1) / num_heads) for h in range(num_heads)]
+    return _head_slopes(power) + _head_slopes(2 * power)[0::2][: num_heads - power]
+
+
+def lightning_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slope_H: Tensor,
+    cu_seqlens: Tensor | None = None,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attend within each sequence of a packed row, in blocks.
+
+    Args:
+        q, k, v: [T, H, d], any float dtype; the work is done in float32 at least.
+        slope_H: [H], positive decay exponents, see `slopes`.
+        cu_seqlens: int64 [N + 1] borders of the sequences; None is one sequence.
+        state: [N, H, d, d] (key by value), what each sequence carries in; None is zero.
+
+    Returns:
+        out [T, H, d] in q's dtype, and the final state of each sequence [N, H, d, d], float32 at least.
+        Gradients flow through both, and into `state`.
+    """
+    if cu_seqlens is None:
+        cu_seqlens = torch.tensor([0, len(q)], device=q.device)
+    blocks = cut_blocks(cu_seqlens, len(q), BLOCK)
+    out, entering = attend_blocks(q, k, v, slope_H, blocks, state)
+    return out, _final_states(k, v, slope_H, blocks, entering, state)
+
+
+def attend_blocks(
+    q: Tensor, k: Tensor, v: Tensor, slope_H: Tensor, blocks: Blocks, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`lightning_attention` over a plan made before, without the final states.
+
+    Returns out [T, H, d] in q's dtype, and the state that enters each block [C, H, d, d].
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    s = slope_H.to(dtype)
+    q_b, k_b, v_b = (_to_blocks(x.to(dtype), blocks) for x in (q, k, v))
+    place_B = torch.arange(blocks.size, device=q.device, dtype=dtype)
+    to_end_CHB = _decay(s, blocks.size - 1 - place_B) * blocks.running_CB[:, None, :]
+    update_C = (k_b * to_end_CHB[..., None]).mT @ v_b
+    if state is not None:
+        update_C = update_C + _start_updates(state.to(dtype), s, blocks)
+    entering_C = _scan(update_C, torch.exp(-s * blocks.size), blocks.through_C)
+
+    distance_BB = (place_B[:, None] - place_B[None, :]).clamp_(min=0)
+    weight_CHBB = _decay(s, distance_BB) * blocks.visible_CBB
+    from_start_CHB = _decay(s, place_B + 1) * blocks.carried_CB[:, None, :]
+    out_b = (q_b @ k_b.mT * weight_CHBB) @ v_b + (q_b * from_start_CHB[..., None]) @ entering_C
+    out = out_b.transpose(1, 2).reshape(-1, *q.shape[1:])[: blocks.num_tokens]
+    if state is not None:
+        out = _add_start_reads(out, q.to(dtype), state.to(dtype), s, blocks)
+    return out.to(q.dtype), entering_C
+
+
+def lightning_step(q: Tensor, k: Tensor, v: Tensor, slope_H: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One token for each of N sequences: q, k, v [N, H, d], state [N, H, d, d] -> out [N, H, d], new state."""
+    update = k.to(state.dtype).unsqueeze(-1) * v.to(state.dtype).unsqueeze(-2)
+    state = torch.addcmul(update, state, torch.exp(-slope_H.to(state.dtype))[:, None, None])
+    return (q.to(state.dtype).unsqueeze(-2) @ state).squeeze(-2).to(q.dtype), state
+
+
+def lightning_recurrence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slope_H: Tensor,
+    cu_seqlens: Tensor | None = None,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The definition, token by token; arguments and results as in `lightning_attention`. Slow: for tests."""
+    borders = [0, len(q)] if cu_seqlens is None else cu_seqlens.tolist()
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    if state is None:
+        state = torch.zeros(len(borders) - 1, *q.shape[1:], q.shape[-1], dtype=dtype, device=q.device)
+    outs, finals = [], []
+    for n in range(len(borders) - 1):
+        carried = state[n : n + 1]
+        for t in range(borders[n], borders[n + 1]):
+            out, carried = lightning_step(q[t : t + 1], k[t : t + 1], v[t : t + 1], slope_H, carried)
+            outs.append(out)
+        finals.append(carried)
+    return torch.cat(outs), torch.cat(finals)
+
+
+def _decay(slope_H: Tensor, steps: Tensor) -> Tensor:
+    """exp(-slope * steps): steps of shape [...] -> [H, ...]. Never a quotient of two powers, which overflows."""
+    return torch.exp(-slope_H.view(-1, *([1] * steps.dim())) * steps)
+
+
+def _to_blocks(x_THd: Tensor, blocks: Blocks) -> Tensor:
+    """[T, H, d] -> [C, H, B, d], zeros behind the end."""
+    padding = blocks.num_blocks * blocks.size - len(x_THd)
+    padded = F.pad(x_THd, (0, 0, 0, 0, 0, padding))
+    return padded.view(blocks.num_blocks, blocks.size, *x_THd.shape[1:]).transpose(1, 2)
+
+
+def _scan(update_C: Tensor, decay_H: Tensor, through_C: Tensor) -> Tensor:
+    """States entering each block: S_0 = 0, S_{c+1} = through_c * decay * S_c + update_c.
+
+    update_C [C, H, d, d], decay_H [H] of a whole block, through_C bool [C] -> [C, H, d, d].
+    A span of blocks is one triangular product: S_i = sum over j < i in the same run of decay^(i-1-j) update_j.
+    The state that enters the span takes part as an update of the block before it.
+    """
+    num_blocks, num_heads, width, _ = update_C.shape
+    update_HC = update_C.transpose(0, 1).flatten(2)
+    run_C = torch.cumsum(~through_C, 0)
+    run_before = run_C.new_full((1,), -1)
+    entering = update_HC.new_zeros(num_heads, 1, width * width)
+    spans = []
+    for first in range(0, num_blocks, SPAN):
+        run_m = torch.cat([run_before, run_C[first : first + SPAN]])
+        step_m = torch.arange(len(run_m), device=run_m.device)
+        reach_mm = (run_m[:, None] == run_m[None, :]).tril_()
+        weight_Hmm = decay_H[:, None, None] ** (step_m[:, None] - step_m[None, :]).clamp_(min=0) * reach_mm
+        states = weight_Hmm @ torch.cat([entering, update_HC[:, first : first + SPAN]], 1)
+        spans.append(states[:, :-1])
+        entering, run_before = states[:, -1:], run_m[-1:]
+    return torch.cat(spans, 1).unflatten(2, (width, width)).transpose(0, 1)
+
+
+def _start_updates(state_N: Tensor, slope_H: Tensor, blocks: Blocks) -> Tensor:
+    """What carried-in states add to the state at the end of the block in which their sequence starts."""
+    start_N, stop_N = blocks.cu_seqlens[:-1], blocks.cu_seqlens[1:]
+    block_N = start_N.clamp(max=blocks.num_tokens - 1) // blocks.size
+    end_N = (block_N + 1) * blocks.size
+    reaches_N = stop_N >= end_N
+    decay_NH = torch.exp(-(end_N - start_N)[:, None] * slope_H) * reaches_N[:, None]
+    zeros = state_N.new_zeros(blocks.num_blocks, *state_N.shape[1:])
+    return zeros.index_add(0, block_N, state_N * decay_NH[:, :, None, None])
+
+
+def _add_start_reads(out_T: Tensor, q_T: Tensor, state_N: Tensor, slope_H: Tensor, blocks: Blocks) -> Tensor:
+    """Add what the tokens of each sequence's first block read from the state that was carried in."""
+    start_N, stop_N = blocks.cu_seqlens[:-1], blocks.cu_seqlens[1:]
+    stop_N = stop_N.minimum((start_N // blocks.size + 1) * blocks.size)
+    token_NB, real_NB = _padded_tokens(start_N, stop_N, blocks)
+    decay_NHB = _decay(slope_H, token_NB - start_N[:, None] + 1).transpose(0, 1) * real_NB[:, None, :]
+    read = (q_T[token_NB].transpose(1, 2) * decay_NHB[..., None]) @ state_N
+    return out_T.index_add(0, token_NB.flatten(), read.transpose(1, 2).flatten(0, 1))
+
+
+def _final_states(
+    k: Tensor, v: Tensor, slope_H: Tensor, blocks: Blocks, entering_C: Tensor, state: Tensor | None
+) -> Tensor:
+    """The state of each sequence after its last token [N, H, d, d]; an empty sequence keeps what it carried in."""
+    dtype = entering_C.dtype
+    s = slope_H.to(dtype)
+    start_N, stop_N = blocks.cu_seqlens[:-1], blocks.cu_seqlens[1:]
+    block_N = (stop_N - 1).clamp(min=0) // blocks.size
+    origin_N = block_N * blocks.size
+    token_NB, real_NB = _padded_tokens(start_N.maximum(origin_N), stop_N, blocks)
+    age_NB = (stop_N[:, None] - 1 - token_NB).clamp_(min=0)
+    decay_NHB = _decay(s, age_NB).transpose(0, 1) * real_NB[:, None, :]
+    k_N = k[token_NB].transpose(1, 2).to(dtype) * decay_NHB[..., None]
+    final = k_N.mT @ v[token_NB].transpose(1, 2).to(dtype)
+    carried_NH = torch.exp(-(stop_N - origin_N)[:, None] * s) * (start_N < origin_N)[:, None]
+    final = final + entering_C[block_N] * carried_NH[:, :, None, None]
+    if state is None:
+        return final
+    # only a sequence that starts in its last block still has its carried-in state outside `entering_C`
+    own_NH = torch.exp(-(stop_N - start_N)[:, None] * s) * (start_N >= origin_N)[:, None]
+    return final + state.to(dtype) * own_NH[:, :, None, None]
+
+
+def _padded_tokens(first_N: Tensor, stop_N: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Tokens first..stop of each sequence as [N, B] indices (padding points into the row), and which are real."""
+    token_NB = first_N[:, None] + torch.arange(blocks.size, device=first_N.device)
+    return token_NB.clamp(max=blocks.num_tokens - 1), token_NB < stop_N[:, None]
+
+
+class LightningAttention(nn.Module):
+    """The lightning layer of MiniMax-M1: gated, normed, without positions.
+
+    out = W_o( sigmoid(W_g u) * RMSNorm(heads) ), with q, k, v = SiLU(W_qkv u), interleaved per head.
+    """
+
+    def __init__(self, config: HybridConfig, layer: int) -> None:
+        super().__init__()
+        heads, width = config.num_attention_heads, config.head_dim
+        inner, dtype = heads * width, config.dtype
+        self.layer = layer
+        self.num_heads = heads
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * inner, bias=False, dtype=dtype)
+        self.output_gate = nn.Linear(config.hidden_size, inner, bias=False, dtype=dtype)
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False, dtype=dtype)
+        self.norm = RMSNorm(inner, config.lightning_norm_eps, dtype)
+        self.slope_values = slopes(heads, layer, config.num_hidden_layers)
+
+    def forward(self, u_TD: Tensor, row: Row) -> Tensor:
+        """Train: every sequence starts from nothing."""
+        out, _ = attend_blocks(*self._qkv(u_TD), self._slope(u_TD), row.blocks)
+        return self._project(out, u_TD)
+
+    def prefill(self, u_TD: Tensor, row: Row, slots_N: Tensor, cache: HybridCache) -> Tensor:
+        """Read and write the states of `slots_N`, one slot per sequence of the row."""
+        q, k, v = self._qkv(u_TD)
+        pool = cache.states[self.layer]
+        state = pool[slots_N]
+        out, entering = attend_blocks(q, k, v, self._slope(u_TD), row.blocks, state)
+        pool[slots_N] = _final_states(k, v, self._slope(u_TD), row.blocks, entering, state).to(pool.dtype)
+        return self._project(out, u_TD)
+
+    def decode(self, u_ND: Tensor, rotation: tuple[Tensor, Tensor], slots_N: Tensor, cache: HybridCache) -> Tensor:
+        """One token for each slot; `rotation` is for softmax layers, lightning layers know no positions."""
+        pool = cache.states[self.layer]
+        out, state = lightning_step(*self._qkv(u_ND), self._slope(u_ND), pool[slots_N])
+        pool[slots_N] = state
+        return self._project(out, u_ND)
+
+    def _slope(self, u: Tensor) -> Tensor:
+        if self.slope_values.device != u.device:
+            self.slope_values = self.slope_values.to(u.device)
+        return self.slope_values
+
+    def _qkv(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = self.qkv_proj(u)
+        qkv = F.silu(qkv.to(torch.promote_types(qkv.dtype, torch.float32)))
+        q, k, v = qkv.view(len(u), self.num_heads, -1).chunk(3, dim=-1)
+        return q, k, v
+
+    def _project(self, out_THd: Tensor, u: Tensor) -> Tensor:
+        projected: Tensor = self.out_proj(torch.sigmoid(self.output_gate(u)) * self.norm(out_THd.flatten(1)))
+        return projected

@@ -1,0 +1,46 @@
+"""Root-mean-square norm with a float32 variance and an exact, frugal backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Autograd's own backward keeps and walks five temporaries of the input's size; this one keeps one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        scale = scale.div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed = (wide * scale).to(weight.dtype)
+        ctx.save_for_backward(normed, scale, weight)
+        ctx.input_dtype = x.dtype
+        return normed * weight
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        normed, scale, weight = ctx.saved_tensors
+        grad = grads[0]
+        grad_weight = (grad * normed).flatten(0, -2).sum(0)
+        inner = (grad * weight).to(scale.dtype)
+        normed = normed.to(scale.dtype)
+        mean = torch.linalg.vecdot(inner, normed).div_(normed.shape[-1]).unsqueeze(-1)
+        return torch.addcmul(inner, normed, mean, value=-1).mul_(scale).to(ctx.input_dtype), grad_weight, None
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x), cast to the weight's dtype, then times the weight (the order of MiniMax and transformers)."""
+
+    def __init__(self, width: int, eps: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width, dtype=dtype))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> the same shape, in the weight's dtype."""
+        normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+        return normed

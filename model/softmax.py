@@ -1,0 +1,122 @@
+"""Softmax attention: grouped queries, causal, rotary positions on the first dimensions of each head.
+
+Packed rows are attended bucket by bucket (model/row.py), so no mask is ever as wide as the row. Decoding reads the
+cache up to the longest active sequence and no further.
+
+Shapes: T tokens, N sequences, n sequences of a bucket padded to L tokens, H heads, K key/value heads, M keys, d.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.cache import HybridCache
+from model.config import HybridConfig
+from model.row import Bucket, Row
+
+
+def rotary_tables(positions_T: Tensor, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 [T, rotary_dim / 2], of position * theta^(-2 i / rotary_dim)."""
+    exponent = torch.arange(0, rotary_dim, 2, device=positions_T.device, dtype=torch.float32) / max(rotary_dim, 1)
+    angle = positions_T[:, None].float() / theta**exponent
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    """Rotate pairs (i, i + R) of the first 2R dimensions of x [T, H, d]; the others stay (NeoX halves)."""
+    cos, sin = cos_TR[:, None].to(x.dtype), sin_TR[:, None].to(x.dtype)
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+class SoftmaxAttention(nn.Module):
+    """The full-attention layer of MiniMax-M1; no query or key norm, no bias."""
+
+    def __init__(self, config: HybridConfig, layer: int) -> None:
+        super().__init__()
+        width, dtype = config.head_dim, config.dtype
+        self.layer = layer
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = width
+        self.q_proj = nn.Linear(config.hidden_size, self.num_heads * width, bias=False, dtype=dtype)
+        self.k_proj = nn.Linear(config.hidden_size, self.num_kv_heads * width, bias=False, dtype=dtype)
+        self.v_proj = nn.Linear(config.hidden_size, self.num_kv_heads * width, bias=False, dtype=dtype)
+        self.o_proj = nn.Linear(self.num_heads * width, config.hidden_size, bias=False, dtype=dtype)
+
+    def forward(self, u_TD: Tensor, row: Row) -> Tensor:
+        """Train: every sequence starts from nothing."""
+        q, k, v = self._qkv(u_TD, row.cos_TR, row.sin_TR)
+        padded = [x.index_select(0, row.buckets.gather_P) for x in (q, k, v)]
+        sizes = [len(bucket.sequences_n) * bucket.length for bucket in row.buckets.buckets]
+        outs = [
+            self._attend_bucket(bucket, *parts)
+            for bucket, *parts in zip(row.buckets.buckets, *(x.split(sizes) for x in padded), strict=True)
+        ]
+        return self._project(torch.cat(outs).index_select(0, row.buckets.scatter_T))
+
+    def prefill(self, u_TD: Tensor, row: Row, slots_N: Tensor, cache: HybridCache) -> Tensor:
+        """Append to the keys and values of `slots_N`, one slot per sequence, and attend over all of them."""
+        q, k, v = self._qkv(u_TD, row.cos_TR, row.sin_TR)
+        before_N = cache.length_S[slots_N]
+        length_N = row.cu_seqlens.diff()
+        sequence_T = torch.repeat_interleave(length_N, output_size=len(u_TD))
+        place_T = torch.arange(len(u_TD), device=u_TD.device) - row.cu_seqlens[sequence_T] + before_N[sequence_T]
+        keys, values = cache.keys[self.layer], cache.values[self.layer]
+        keys[slots_N[sequence_T], :, place_T] = k.to(keys.dtype)
+        values[slots_N[sequence_T], :, place_T] = v.to(values.dtype)
+        q_P = q.index_select(0, row.buckets.gather_P)
+        outs, first = [], 0
+        for bucket in row.buckets.buckets:
+            stop = first + len(bucket.sequences_n) * bucket.length
+            slots_n, before_n = slots_N[bucket.sequences_n], before_N[bucket.sequences_n]
+            longest = int((before_n + bucket.lengths_n).max())
+            k_n, v_n = (pool[slots_n, :, :longest] for pool in (keys, values))
+            outs.append(self._attend_cached(q_P[first:stop], k_n, v_n, before_n))
+            first = stop
+        return self._project(torch.cat(outs).index_select(0, row.buckets.scatter_T))
+
+    def decode(self, u_ND: Tensor, rotation: tuple[Tensor, Tensor], slots_N: Tensor, cache: HybridCache) -> Tensor:
+        """One token for each slot; `rotation` is cos and sin of the slots' present lengths."""
+        q, k, v = self._qkv(u_ND, *rotation)
+        keys, values = cache.keys[self.layer], cache.values[self.layer]
+        before_N = cache.length_S[slots_N]
+        keys[slots_N, :, before_N] = k.to(keys.dtype)
+        values[slots_N, :, before_N] = v.to(values.dtype)
+        longest = int(before_N.max()) + 1
+        k_N, v_N = (pool[:, :, :longest][slots_N] for pool in (keys, values))
+        return self._project(self._attend_cached(q, k_N, v_N, before_N))
+
+    def _qkv(self, u: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q = self.q_proj(u).view(len(u), self.num_heads, self.head_dim)
+        k = self.k_proj(u).view(len(u), self.num_kv_heads, self.head_dim)
+        v = self.v_proj(u).view(len(u), self.num_kv_heads, self.head_dim)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def _attend_bucket(self, bucket: Bucket, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention within padded sequences: padding stands behind, so causality alone hides it."""
+        count = len(bucket.sequences_n)
+        q, k, v = (x.view(count, bucket.length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return out.transpose(1, 2).reshape(-1, self.num_heads, self.head_dim)
+
+    def _attend_cached(self, q: Tensor, k_n: Tensor, v_n: Tensor, before_n: Tensor) -> Tensor:
+        """Queries [n * L, H, d] at places before_n, before_n + 1, ... over cached keys [n, K, M, d]."""
+        count, groups = len(k_n), self.num_heads // self.num_kv_heads
+        length = len(q) // count
+        q = q.view(count, length, self.num_kv_heads, groups, self.head_dim).permute(0, 2, 3, 1, 4)
+        q = q.reshape(count, self.num_kv_heads, groups * length, self.head_dim) * self.head_dim**-0.5
+        scores = (q @ k_n.to(q.dtype).mT).view(count, self.num_kv_heads, groups, length, -1)
+        place_nL = before_n[:, None] + torch.arange(length, device=q.device)
+        hidden = torch.arange(k_n.shape[2], device=q.device) > place_nL[:, :, None]
+        scores = scores.masked_fill(hidden[:, None, None], float("-inf"))
+        weight = torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+        out = weight.flatten(2, 3) @ v_n.to(q.dtype)
+        out = out.view(count, self.num_kv_heads, groups, length, self.head_dim)
+        return out.permute(0, 3, 1, 2, 4).reshape(-1, self.num_heads, self.head_dim)
+
+    def _project(self, out_THd: Tensor) -> Tensor:
+        projected: Tensor = self.o_proj(out_THd.flatten(1))
+        return projected

@@ -1,0 +1,147 @@
+"""Text to token ids and back, saved as a standard tokenizer.json that other software reads.
+
+`Tokenizer.bytes_and_words` makes a tokenizer without training: one token per byte, so that any text can be
+written, and one token for each of a few words that a task uses often.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from model.errors import ModelError
+
+PAD, EOS, THINK, END_THINK = "<pad>", "<eos>", "<think>", "</think>"
+DEFAULT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` with an end token and a chat template.
+
+    Attributes:
+        eos_token, pad_token: special tokens; `decode` drops them.
+        chat_template: jinja2 source for `render`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        eos_token: str = EOS,
+        pad_token: str | None = PAD,
+        chat_template: str = DEFAULT_TEMPLATE,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token = eos_token
+        self.pad_token = pad_token
+        self.chat_template = chat_template
+        self.eos_id = self.token_id(eos_token)
+
+    @classmethod
+    def bytes_and_words(cls, words: Sequence[str] = ()) -> Tokenizer:
+        """256 byte tokens, <pad>, <eos>, <think>, </think>, and one token for each of `words` (ASCII)."""
+        for word in words:
+            if not word or not word.isascii():
+                raise ModelError(
+                    f"A word that is a token of its own must be non-empty ASCII, because the byte decoder would "
+                    f"garble others, not {word!r}; leave it to the byte tokens."
+                )
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        model = models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[])
+        tokenizer = tokenizers.Tokenizer(model)
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens([PAD, EOS])
+        tokenizer.add_tokens([AddedToken(word, normalized=False) for word in (THINK, END_THINK, *words)])
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """Read tokenizer.json and tokenizer_config.json; ModelError if one is missing or damaged."""
+        folder = Path(folder)
+        for name in (TOKENIZER_FILE, CONFIG_FILE):
+            if not (folder / name).is_file():
+                raise ModelError(f"A model folder needs {name}, but {folder / name} does not exist; check the path.")
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+            config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise ModelError(f"The tokenizer in {folder} is damaged ({error}); write or download it again.") from error
+        eos = _token_text(config.get("eos_token"))
+        if eos is None:
+            raise ModelError(f"{folder / CONFIG_FILE} must name an eos_token, or generation would never end.")
+        template = config.get("chat_template") or DEFAULT_TEMPLATE
+        return cls(tokenizer, eos, _token_text(config.get("pad_token")), template)
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, as transformers' PreTrainedTokenizerFast reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._tokenizer.save(str(folder / TOKENIZER_FILE))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self.eos_token,
+            "pad_token": self.pad_token,
+            "clean_up_tokenization_spaces": False,
+            "chat_template": self.chat_template,
+        }
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def token_id(self, token: str) -> int:
+        """The id of one token by its text; ModelError if there is none."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise ModelError(f"The tokenizer has {self.vocab_size} tokens, but {token!r} is none of them.")
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; nothing is added at either end."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, without special tokens; thinking tags and words stay visible."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The chat template's text for `messages` (role and content), up to where the assistant speaks.
+
+        A template comes with a downloaded model, so it runs in jinja2's sandbox. Raises ModelError if it fails.
+        """
+        import jinja2  # torch depends on it, and only chat prompts need it
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def raise_exception(message: str) -> None:
+            raise jinja2.TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = raise_exception
+        try:
+            template = environment.from_string(self.chat_template)
+            return template.render(
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=True,
+                eos_token=self.eos_token,
+                pad_token=self.pad_token,
+                bos_token="",
+            )
+        except (jinja2.TemplateError, TypeError) as error:
+            raise ModelError(f"The chat template cannot render these messages: {error}.") from error
+
+
+def _token_text(value: str | Mapping[str, str] | None) -> str | None:
+    """A token in tokenizer_config.json is its text, or an object with the text under "content"."""
+    return value["content"] if isinstance(value, Mapping) else value
