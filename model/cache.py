@@ -66,9 +66,9 @@ class HybridCache:
         length = int(self.length_S[source])
         self.length_S[slots_N] = length
         for pool in self.states.values():
-            pool[slots_N] = pool[source]
+            pool[slots_N] = pool[source].clone()
         for pool in (*self.keys.values(), *self.values.values()):
-            pool[slots_N, :, :length] = pool[source, :, :length]
+            pool[slots_N, :, :length] = pool[source, :, :length].clone()
 
     def snapshot(self, slot: int) -> dict[str, Tensor]:
         """A copy, on the CPU, of all that `slot` holds; its size follows the length that was used."""

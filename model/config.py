@@ -33,7 +33,7 @@ _COPIED = (
 
 @dataclass(frozen=True)
 class HybridConfig:
-    """A MiniMax-M1 style hybrid. The defaults are the tiny policy that trains on a laptop: 277k parameters.
+    """A MiniMax-M1 style hybrid. The defaults are the tiny policy that trains on a laptop, 0.28M parameters.
 
     Attributes:
         vocab_size: number of token ids.

@@ -1,0 +1,157 @@
+"""Model folders: both layouts, shards, transformers as reader and writer, and damaged files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model import HybridConfig, HybridLM, ModelError, load_pretrained, save_pretrained
+from model.checkpoint import load_weights, stream_weights
+
+torch.set_num_threads(1)
+TINY = HybridConfig(
+    vocab_size=11,
+    hidden_size=16,
+    num_hidden_layers=2,
+    attn_type_list=(0, 1),
+    head_dim=4,
+    rotary_dim=4,
+    intermediate_size=8,
+    num_local_experts=4,
+    initializer_range=0.3,
+)
+TOKENS, POSITIONS, BORDERS = torch.arange(9), torch.arange(9), torch.tensor([0, 9])
+
+
+@pytest.fixture
+def lm():
+    torch.manual_seed(0)
+    return HybridLM(TINY)
+
+
+def run(lm):
+    return lm.logits(lm(TOKENS, POSITIONS, BORDERS)).detach()
+
+
+@pytest.mark.parametrize("layout", ["minimax_m1", "minimax"])
+@pytest.mark.parametrize("shard_bytes", [10**9, 3000], ids=["one file", "sharded"])
+def test_a_folder_gives_the_same_model_back(lm, tmp_path, layout, shard_bytes):
+    save_pretrained(lm, tmp_path, layout, max_shard_bytes=shard_bytes)
+    loaded = load_pretrained(tmp_path)
+    assert torch.equal(run(loaded), run(lm))
+    scales = ("linear_attention", "full_attention", "mlp")
+    assert [loaded.config.residual_scales(kind) for kind in scales] == [
+        lm.config.residual_scales(kind) for kind in scales
+    ]
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    if shard_bytes == 3000:
+        index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+        assert len(files) > 1
+        assert set(index["weight_map"].values()) == set(files)
+        assert set(index["weight_map"]) == {name for name, _ in stream_weights(lm)}
+    else:
+        assert files == ["model.safetensors"]
+
+
+def test_the_original_names_and_shapes(lm, tmp_path):
+    save_pretrained(lm, tmp_path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    assert shapes["model.embed_tokens.weight"] == shapes["lm_head.weight"] == (11, 16)
+    assert shapes["model.layers.0.self_attn.qkv_proj.weight"] == (48, 16)
+    assert shapes["model.layers.0.self_attn.norm.weight"] == (16,)
+    assert shapes["model.layers.1.self_attn.k_proj.weight"] == (8, 16)
+    assert shapes["model.layers.1.block_sparse_moe.gate.weight"] == (4, 16)
+    assert shapes["model.layers.1.block_sparse_moe.experts.3.w1.weight"] == (8, 16)
+    assert shapes["model.layers.1.block_sparse_moe.experts.3.w2.weight"] == (16, 8)
+    assert len(shapes) == 3 + 2 * (2 + 1 + 4 * 3) + 4 + 4
+
+
+def test_transformers_reads_our_folder(lm, tmp_path):
+    from transformers import MiniMaxForCausalLM
+
+    save_pretrained(lm, tmp_path, "minimax")
+    native = MiniMaxForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(native(TOKENS[None]).logits[0].detach(), run(lm), rtol=1e-4, atol=3e-5)
+
+
+def test_we_read_what_transformers_writes_and_what_it_holds_in_memory(tmp_path):
+    from transformers import MiniMaxConfig, MiniMaxForCausalLM
+
+    torch.manual_seed(1)
+    native = MiniMaxForCausalLM(MiniMaxConfig(**TINY.to_hf("minimax")))
+    native.save_pretrained(tmp_path)
+    wanted = native(TOKENS[None]).logits[0].detach()
+    torch.testing.assert_close(run(load_pretrained(tmp_path)), wanted, rtol=1e-4, atol=3e-5)
+    stacked = {name: tensor.clone() for name, tensor in native.state_dict().items()}
+    assert "model.layers.0.mlp.experts.gate_up_proj" in stacked
+    save_file(stacked, tmp_path / "model.safetensors")
+    torch.testing.assert_close(run(load_pretrained(tmp_path)), wanted, rtol=1e-4, atol=3e-5)
+
+
+def test_half_precision_leaves_router_weights_in_float32(lm, tmp_path):
+    save_pretrained(lm, tmp_path)
+    loaded = load_pretrained(tmp_path, dtype=torch.bfloat16)
+    dtypes = {name: tensor.dtype for name, tensor in stream_weights(loaded)}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == {
+        f"model.layers.{i}.block_sparse_moe.gate.weight" for i in range(2)
+    }
+    assert torch.equal(
+        loaded.model.layers[0].block_sparse_moe.gate.weight, lm.model.layers[0].block_sparse_moe.gate.weight
+    )
+
+
+def test_reading_does_not_move_the_random_numbers(lm, tmp_path):
+    save_pretrained(lm, tmp_path)
+    torch.manual_seed(5)
+    wanted = torch.rand(1)
+    torch.manual_seed(5)
+    load_pretrained(tmp_path)
+    assert torch.equal(torch.rand(1), wanted)
+
+
+def test_a_partial_rotary_export_for_transformers_warns(tmp_path):
+    lm = HybridLM(dataclasses.replace(TINY, rotary_dim=2))
+    with pytest.warns(UserWarning, match="ignores rotary_dim=2"):
+        save_pretrained(lm, tmp_path, "minimax")
+    assert load_pretrained(tmp_path).config.rotary_dim == 2
+
+
+def test_every_fault_of_a_stream_is_listed_at_once(lm):
+    weights = dict(stream_weights(lm))
+    del weights["model.norm.weight"]
+    weights["lm_head.weight"] = torch.zeros(2, 3)
+    weights["model.extra.weight"] = torch.zeros(1)
+    with pytest.raises(ModelError) as error:
+        load_weights(lm, iter(weights.items()))
+    for part in ("model.norm.weight is missing", "lm_head.weight has shape (2, 3)", "model.extra.weight is unknown"):
+        assert part in str(error.value)
+    assert "lm_head.weight is missing" not in str(error.value)
+
+
+def test_damaged_folders_are_refused_with_the_file_and_the_reason(lm, tmp_path):
+    with pytest.raises(ModelError, match=r"config\.json.*does not exist"):
+        load_pretrained(tmp_path)
+    save_pretrained(lm, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged"):
+        load_pretrained(tmp_path)
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"model\.safetensors does not exist"):
+        load_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="not valid JSON"):
+        load_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ModelError, match="JSON object"):
+        load_pretrained(tmp_path)
+
+
+def test_an_unknown_layout_is_refused(lm, tmp_path):
+    with pytest.raises(ModelError, match="minimax_m1, minimax, not 'gpt'"):
+        save_pretrained(lm, tmp_path / "out", "gpt")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,95 @@
+"""Any text in and out, words as one token, standard files, chat templates."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import ModelError, Tokenizer
+
+WORDS = ("\\boxed{", "def ", "\n    return ")
+TOKENIZER = Tokenizer.bytes_and_words(WORDS)
+
+
+@given(st.text())
+def test_any_text_comes_back(text):
+    wanted = text.replace("<pad>", "").replace("<eos>", "")
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == wanted
+
+
+def test_words_and_tags_are_one_token_and_stay_visible():
+    text = "<think>2+2</think>\\boxed{4}"
+    ids = TOKENIZER.encode(text)
+    assert len(ids) == 1 + 3 + 1 + 1 + 2
+    assert TOKENIZER.decode(ids) == text
+    for word in WORDS:
+        assert TOKENIZER.encode(word) == [TOKENIZER.token_id(word)]
+        assert TOKENIZER.decode([TOKENIZER.token_id(word)]) == word
+
+
+def test_pad_and_end_vanish():
+    ids = [TOKENIZER.token_id("<pad>"), *TOKENIZER.encode("é"), TOKENIZER.eos_id]
+    assert TOKENIZER.decode(ids) == "é"
+
+
+def test_the_vocabulary_is_bytes_and_what_was_added():
+    assert TOKENIZER.vocab_size == 256 + 4 + len(WORDS)
+    assert sorted({i for byte in range(256) for i in TOKENIZER.encode(chr(byte))})[-1] < TOKENIZER.vocab_size
+
+
+def test_a_saved_tokenizer_reads_back_here_and_in_transformers(tmp_path):
+    TOKENIZER.save(tmp_path)
+    text = "<think>naïve ☃</think>\\boxed{1}"
+    again = Tokenizer.load(tmp_path)
+    assert again.encode(text) == TOKENIZER.encode(text)
+    assert again.eos_id == TOKENIZER.eos_id
+    assert again.chat_template == TOKENIZER.chat_template
+    from transformers import AutoTokenizer
+
+    native = AutoTokenizer.from_pretrained(tmp_path)
+    assert native(text)["input_ids"] == TOKENIZER.encode(text)
+    assert native.eos_token_id == TOKENIZER.eos_id
+    messages = [{"role": "user", "content": "hi"}]
+    assert native.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == again.render(messages)
+
+
+def test_the_default_template():
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
+    assert TOKENIZER.render(messages) == "system: Be brief.\nuser: 2+2?\nassistant: "
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no system role') }}",
+        "{{ messages.__class__.__mro__ }}",
+        "{% for %}",
+        "{{ messages.append(1) }}",
+    ],
+    ids=["its own refusal", "a way out of the sandbox", "a syntax error", "a changed argument"],
+)
+def test_a_template_that_fails_or_breaks_out_is_one_error(template, tmp_path):
+    TOKENIZER.save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    with pytest.raises(ModelError, match="chat template"):
+        Tokenizer.load(tmp_path).render([{"role": "user", "content": "x"}])
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(ModelError, match="ASCII"):
+        Tokenizer.bytes_and_words(["é"])
+    with pytest.raises(ModelError, match="none of them"):
+        TOKENIZER.token_id("nowhere")
+    with pytest.raises(ModelError, match=r"tokenizer\.json.*does not exist"):
+        Tokenizer.load(tmp_path)
+    TOKENIZER.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="eos_token"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="damaged"):
+        Tokenizer.load(tmp_path)
