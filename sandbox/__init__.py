@@ -1,0 +1,26 @@
+"""Runs a stranger's program and says what it did. Knows nobody: it imports nothing of ours, only the standard library.
+
+    with SandboxPool(size=2, limits=Limits(cpu_seconds=1.0)) as pool:
+        execution = pool.run(Program("print(int(input()) + 1)", stdin="41"))
+    assert execution.verdict is Verdict.OK and execution.stdout == b"42\\n"
+
+From the outside in: sandbox.py (the doors), supervisor.py (deadlines and verdicts), isolation.py (bubblewrap),
+seccomp.py, rlimits.py, process_tree.py (what a tree uses), bootstrap.py (runs inside), self_test.py (canaries).
+"""
+
+from sandbox.config import SandboxConfig
+from sandbox.errors import IsolationError, SandboxError
+from sandbox.program import Execution, Limits, Program, Verdict
+from sandbox.sandbox import Sandbox, SandboxPool
+
+__all__ = [
+    "Execution",
+    "IsolationError",
+    "Limits",
+    "Program",
+    "Sandbox",
+    "SandboxConfig",
+    "SandboxError",
+    "SandboxPool",
+    "Verdict",
+]

@@ -1,0 +1,82 @@
+"""The pipes and memory files between the supervisor and one run."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Channels:
+    """File descriptors of one run; `close` gives every one of them back, whatever happened.
+
+    Attributes:
+        stdout, stderr: what the program writes; its own ends are `their_stdout` and `their_stderr`.
+        report: what the bootstrap says; never held by the program.
+        theirs: ends that only the other side needs; closed here once it has started.
+    """
+
+    stdout: int = -1
+    stderr: int = -1
+    report: int = -1
+    their_stdout: int = -1
+    their_stderr: int = -1
+    their_report: int = -1
+    theirs: list[int] = field(default_factory=list)
+    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    @classmethod
+    def open(cls) -> Channels:
+        """Make the pipes. Raises OSError when descriptors have run out, leaving none behind."""
+        channels = cls()
+        try:
+            channels.stdout, channels.their_stdout = channels.pipe()
+            channels.stderr, channels.their_stderr = channels.pipe()
+            channels.report, channels.their_report = channels.pipe()
+        except OSError:
+            channels.close()
+            raise
+        return channels
+
+    def pipe(self) -> tuple[int, int]:
+        """A pipe: our reader and their writer."""
+        reader, writer = os.pipe()
+        self._own(reader, is_theirs=False)
+        self._own(writer, is_theirs=True)
+        return reader, writer
+
+    def memory_file(self, content: bytes) -> int:
+        """A read-only file for the other side that lies nowhere on disk. Unlike a pipe it never blocks a writer."""
+        file = os.memfd_create("input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._own(file, is_theirs=True)
+        view = memoryview(content)
+        while view:
+            view = view[os.write(file, view) :]
+        os.lseek(file, 0, os.SEEK_SET)
+        sealed = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, sealed)
+        return file
+
+    def folder(self) -> Path:
+        """A temporary folder that lives as long as the run."""
+        return Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sandbox-")))
+
+    def close_theirs(self) -> None:
+        """Drop the ends that the other side now holds, so that its end is seen as end of file."""
+        while self.theirs:
+            os.close(self.theirs.pop())
+
+    def close(self) -> None:
+        """Close everything."""
+        self.close_theirs()
+        self._stack.close()
+
+    def _own(self, descriptor: int, *, is_theirs: bool) -> None:
+        if is_theirs:
+            self.theirs.append(descriptor)
+        else:
+            self._stack.callback(os.close, descriptor)
