@@ -94,10 +94,6 @@ class ChainTask:
         """The think block's marks and the opening of the box."""
         return ("<think>", "</think>", "\\boxed{")
 
-    def alphabet(self) -> str:
-        """Digits, the two operators and punctuation."""
-        return "0123456789+-=;}"
-
     def _draw(self, rng: random.Random) -> tuple[int, list[tuple[str, int]]]:
         """First digit, then (operator, operand) for each further place."""
         length = rng.randint(self.config.min_length, self.config.max_length)

@@ -78,10 +78,6 @@ class ReverseTask:
         """The task's mark and the form of an answer."""
         return ("reverse:", *ANSWER_WORDS)
 
-    def alphabet(self) -> str:
-        """Digits and punctuation."""
-        return DIGITS + "=}"
-
 
 class SortTask:
     """The digits in rising order."""
@@ -108,10 +104,6 @@ class SortTask:
     def words(self) -> tuple[str, ...]:
         """The task's mark and the form of an answer."""
         return ("sort:", *ANSWER_WORDS)
-
-    def alphabet(self) -> str:
-        """Digits and punctuation."""
-        return DIGITS + "=}"
 
 
 class CountTask:
@@ -142,10 +134,6 @@ class CountTask:
     def words(self) -> tuple[str, ...]:
         """The task's marks and the form of an answer."""
         return ("count:", "in", *ANSWER_WORDS)
-
-    def alphabet(self) -> str:
-        """Digits, 0 among them, and punctuation."""
-        return "0" + DIGITS + "=}"
 
     def _draw(self, rng: random.Random) -> tuple[str, str]:
         digits = self.config.draw(rng)

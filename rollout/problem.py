@@ -48,6 +48,3 @@ class Task(Protocol):
 
     def words(self) -> tuple[str, ...]:
         """Strings that deserve a token of their own, such as "<think>"."""
-
-    def alphabet(self) -> str:
-        """The single characters that, with the words, spell every prompt and every completion."""

@@ -109,10 +109,6 @@ class ProgramTask:
         """The head of every program."""
         return (HEADER,)
 
-    def alphabet(self) -> str:
-        """Operands, operators as letters and as symbols, and punctuation."""
-        return "".join(self._operands) + "asm+-*()="
-
     def _draw(self, rng: random.Random) -> tuple[list[str], list[str]]:
         """Operands, of which one at least is a variable, and the operators' letters between them."""
         num = rng.randint(self.config.min_operands, self.config.max_operands)

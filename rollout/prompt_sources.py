@@ -9,13 +9,16 @@ import bisect
 import itertools
 import random
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from cispo.errors import CheckpointError, DataError
-from cispo.protocols import PromptSource, State
 from cispo.types import Prompt
 from rollout.problem import Demonstration, Problem, Task
 from rollout.prompt_files import PromptTokenizer, Row
 from rollout.seeding import Split, stable_rng, stable_uniform
+
+if TYPE_CHECKING:
+    from cispo.protocols import PromptSource, State
 
 MAX_REDRAWS = 10_000
 """Draws in a row on the wrong side of the split before we say that the task has no prompts on the right one."""

@@ -3,6 +3,7 @@
     prompt_source(config, tokenizer, seed)        what training draws from
     demonstration_source(config, seed)            what the cold start learns from
     eval_sets(config, tokenizer, num, seed)       held-out prompts, never drawn by the other two
+    task_words(config)                            strings that deserve a token of their own
 
 Every draw is a function of (seed, count), so a cursor is a few numbers and going on from it is exact and immediate.
 """
@@ -10,13 +11,14 @@ Every draw is a function of (seed, count), so a cursor is a few numbers and goin
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cispo.errors import ConfigError, DataError
-from cispo.protocols import PromptSource
 from cispo.types import Prompt
 from rollout.problem import Problem, Task
 from rollout.prompt_files import FileConfig, PromptTokenizer, Row, read_rows
@@ -32,6 +34,11 @@ from rollout.prompt_sources import (
 )
 from rollout.seeding import Split, stable_rng
 from rollout.tasks import TASKS, TaskParameters, make_task
+
+if TYPE_CHECKING:
+    from cispo.protocols import PromptSource
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -168,12 +175,10 @@ def make_tasks(config: TaskConfig, weights: Mapping[str, float]) -> dict[str, Ta
     return tasks
 
 
-def vocabulary(config: TaskConfig) -> tuple[tuple[str, ...], str]:
-    """(words, characters) that spell every prompt and demonstration of the procedural tasks, each in a fixed order."""
-    tasks = {**make_tasks(config, config.mixture), **make_tasks(config, config.demonstration_mixture)}.values()
-    words = dict.fromkeys(word for task in tasks for word in task.words())
-    characters = sorted({character for task in tasks for character in task.alphabet()})
-    return tuple(words), "".join(characters)
+def task_words(config: TaskConfig) -> tuple[str, ...]:
+    """The strings that deserve a token of their own, over all procedural tasks, in a fixed order."""
+    tasks = {**make_tasks(config, config.mixture), **make_tasks(config, config.demonstration_mixture)}
+    return tuple(dict.fromkeys(word for task in tasks.values() for word in task.words()))
 
 
 def read_file_set(name: str, config: TaskConfig, tokenizer: PromptTokenizer) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
@@ -186,11 +191,14 @@ def read_file_set(name: str, config: TaskConfig, tokenizer: PromptTokenizer) -> 
     rows = read_rows(Path(files.path), files, tokenizer, split=files.split, task=name, **limits)
     if files.eval_path:
         held = read_rows(Path(files.eval_path), files, tokenizer, split=files.eval_split, task=name, **limits)
-        texts = {row.text for row in held}
     else:
         held = tuple(row for row in rows if config.split.holds_out(row.text))
-        texts = {row.text for row in held}
-    train = tuple(row for row in rows if row.text not in texts)
+    held_texts = {row.text for row in held}
+    train = tuple(row for row in rows if row.text not in held_texts)
+    if files.eval_path and len(train) < len(rows):
+        log.warning(
+            "%s: %d rows are prompts of %s and not trained on", files.path, len(rows) - len(train), files.eval_path
+        )
     if not train or not held:
         raise DataError(
             f"The prompts {name!r} leave {len(train)} rows for training and {len(held)} for evaluation, and both need "

@@ -68,4 +68,4 @@ def make_task(name: str, parameters: TaskParameters) -> Task:
     return task
 
 
-_PARTS = ("name", "problem", "demonstration", "num_prompts", "words", "alphabet")
+_PARTS = ("name", "problem", "demonstration", "num_prompts", "words")

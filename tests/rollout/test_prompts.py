@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from cispo.errors import CheckpointError, ConfigError, DataError
 from rollout.chain_task import ChainConfig
 from rollout.program_task import ProgramConfig
 from rollout.prompt_files import FileConfig
-from rollout.prompts import TaskConfig, demonstration_source, eval_sets, prompt_source, read_file_set, vocabulary
+from rollout.prompts import TaskConfig, demonstration_source, eval_sets, prompt_source, read_file_set, task_words
 from rollout.tasks import TaskParameters
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "task"
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "task"
 
 
 class CodePoints:
@@ -187,10 +189,10 @@ def test_a_cursor_is_refused_when_the_data_changed(tmp_path, mixed):
         prompt_source(mixed, TOKENIZER, seed=1).restore(state)
 
 
-def test_vocabulary_spells_the_whole_mixture():
-    words, characters = vocabulary(TaskConfig())
-    assert words == ("<think>", "</think>", "\\boxed{", "f=lambda x,y:")
-    assert characters == "()*+-0123456789;=amsxy}"
+def test_words_of_all_tasks_come_once():
+    both = TaskConfig(mixture={"chain": 1.0, "program": 0.0}, demonstration_mixture={"program": 1.0, "chain": 1.0})
+    assert task_words(both) == ("<think>", "</think>", "\\boxed{", "f=lambda x,y:")
+    assert task_words(TaskConfig(mixture={"program": 1.0})) == ("f=lambda x,y:",)
 
 
 # --- files -----------------------------------------------------------------------------------------------------
@@ -275,7 +277,7 @@ def test_references_can_be_json_in_a_string(tmp_path):
     assert prompt_source(config, TOKENIZER, 1).next().reference == tests
 
 
-def test_equal_prompts_are_on_one_side_and_eval_prompts_leave_the_training_file(tmp_path):
+def test_equal_prompts_are_on_one_side_and_eval_prompts_leave_the_training_file(tmp_path, caplog):
     twice = write_jsonl(tmp_path / "twice.jsonl", questions(40) + questions(40))
     train, held = read_file_set("mine", file_config(twice, eval_fraction=0.3), TOKENIZER)
     assert len(train) + len(held) == 80
@@ -283,6 +285,7 @@ def test_equal_prompts_are_on_one_side_and_eval_prompts_leave_the_training_file(
     evaluation = write_jsonl(tmp_path / "eval.jsonl", questions(5))
     train, held = read_file_set("mine", file_config(twice, eval_path=str(evaluation)), TOKENIZER)
     assert (len(train), len(held)) == (70, 5)
+    assert f"{twice}: 10 rows are prompts of {evaluation}" in caplog.text
 
 
 BAD = {
@@ -434,6 +437,33 @@ def test_a_file_set_cannot_take_the_name_of_a_task():
 def test_a_task_that_cannot_be_imported_is_an_error_of_the_configuration(name, said):
     with pytest.raises(ConfigError, match=said):
         prompt_source(TaskConfig(mixture={name: 1.0}), TOKENIZER, 1)
+
+
+def test_a_task_of_ones_own_needs_every_part():
+    with pytest.raises(ConfigError, match="has no name, problem, demonstration, num_prompts, words"):
+        prompt_source(TaskConfig(mixture={"random:Random": 1.0}), TOKENIZER, 1)
+
+
+@pytest.fixture
+def documented(tmp_path, monkeypatch):
+    """docs/data.md's named blocks as files in an empty folder, and its nameless Python blocks in order."""
+    text = (ROOT / "docs" / "data.md").read_text()
+    programs = []
+    for language, name, block in re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", text, flags=re.S | re.M):
+        if name:
+            (tmp_path / name).write_text(block)
+        elif language == "python":
+            programs.append(block)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return programs
+
+
+def test_the_examples_of_the_documentation_run(documented):
+    assert len(documented) >= 4
+    names = {}
+    for program in documented:
+        exec(program, names)
 
 
 def test_the_yaml_files_name_every_field_with_the_defaults_of_the_code():
