@@ -1,0 +1,516 @@
+"""The engine: requests in, sampled tokens with their behaviour log-probabilities out.
+
+`HybridEngine` batches continuously over the slots of one `HybridCache`. A step gives every running sequence one
+token; the finished leave, and waiting ones take their slots in the same step. A prompt is prefilled once for its
+whole group and its state copied to the members. What a token is drawn from, when a sequence ends and what the model
+computes live in sampling.py, stopping.py and model/; here is only who sits where.
+
+Shape suffixes: S slots, N sequences that get a token, T tokens of packed prompts, V vocabulary, D model width.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cispo.errors import CispoError, ConfigError, InvalidRequest, WeightSyncError
+from cispo.protocols import ModelState, WeightStream
+from cispo.types import Bools, Floats, Ints, StopReason
+from model import HybridCache, HybridLM, ModelError
+from model.checkpoint import load_weights
+from rollout.sampling import Sampling
+from rollout.slots import Lanes, Occupant, Slots
+from rollout.snapshot import PausedSequence, from_arrays, to_arrays
+from rollout.stopping import FAILED, REASONS, initial_state
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to be sampled `num_samples` times.
+
+    Attributes:
+        id: unique among the requests under way, e.g. "chain/train/000417".
+        token_ids: the prompt.
+        num_samples: members of the group.
+        seed: with the member's number it fixes the random numbers, whatever else is in the batch.
+        sampling: how to sample and when to stop.
+    """
+
+    id: str
+    token_ids: tuple[int, ...]
+    num_samples: int = 1
+    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The new tokens of one member of a request; all arrays have one entry per new token.
+
+    Attributes:
+        request_id, member: whose it is; member counts from 0.
+        token_ids: int64, the stop token included.
+        logp: float32, log-probability under the distribution sampled from (see `Drawing.draw`); 0 where forced.
+        version: int64, version of the weights that sampled the token; -1 where forced.
+        action_mask: False where the engine forced the token in.
+        stop_reason: why it ended; LENGTH when it failed, for it was cut short.
+        failed: why the sequence could not go on, e.g. NaN logits, or "". What came before is kept, but do not learn
+            from it.
+    """
+
+    request_id: str
+    member: int
+    token_ids: Ints
+    logp: Floats
+    version: Ints
+    action_mask: Bools
+    stop_reason: StopReason
+    failed: str = ""
+
+
+class Engine(Protocol):
+    """What the rollout service asks of whatever samples. All calls come from one thread."""
+
+    @property
+    def version(self) -> int:
+        """Version of the weights that sample now."""
+
+    @property
+    def has_work(self) -> bool:
+        """Some sequence is running or waiting."""
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Queue requests in order. Raises InvalidRequest, and then queues none of them."""
+
+    def step(self) -> list[Completion]:
+        """Give every running sequence a token; returns the sequences that ended."""
+
+    def cancel(self, request_ids: Iterable[str]) -> None:
+        """Forget these requests, running or waiting; unknown ids are ignored."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0, num_samples: int = 1
+    ) -> list[list[Completion]]:
+        """Sample every prompt `num_samples` times and wait; result [prompt][member]. Prompt i has seed `seed + i`."""
+
+    def stream(self, request: Request) -> Iterator[int]:
+        """The new token ids of a request with one sample, each as soon as it is there."""
+
+    def load_weights(self, weights: WeightStream, version: int) -> None:
+        """Replace the weights between two steps; sequences under way go on with the new ones."""
+
+    def snapshot(self, request_id: str) -> ModelState:
+        """All that `resume` needs to go on with a request; the request itself goes on here unless cancelled."""
+
+    def resume(self, state: ModelState) -> None:
+        """Queue a request exactly where `snapshot` saw it."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Size of the engine.
+
+    Attributes:
+        num_slots: sequences sampled at the same time.
+        max_length: tokens of the longest sequence, prompt included.
+        prefill_tokens: prompt tokens per forward pass; a longer prompt is prefilled in pieces of that size.
+    """
+
+    num_slots: int = 64
+    max_length: int = 2048
+    prefill_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"engine.{name} must be at least {least}, got {value}"
+            for name, value, least in (
+                ("num_slots", self.num_slots, 1),
+                ("max_length", self.max_length, 2),
+                ("prefill_tokens", self.prefill_tokens, 1),
+            )
+            if value < least
+        ]
+        if faults:
+            raise ConfigError(*faults)
+
+
+@dataclass
+class _Group:
+    """A request some of whose members still wait for a slot.
+
+    Attributes:
+        waiting: members without a slot, in order.
+        paused: those of them that come from a snapshot.
+        prompt: cache state and logits_V after the prompt, kept while fresh members wait for a slot.
+    """
+
+    request: Request
+    waiting: deque[int]
+    paused: dict[int, PausedSequence] = field(default_factory=dict)
+    prompt: tuple[dict[str, Tensor], Tensor] | None = None
+
+
+class HybridEngine:
+    """Samples from a HybridLM; see `Engine` for the methods and the head of the file for the way it works.
+
+    Args:
+        lm: the policy; its weights are replaced in place by `load_weights`.
+        config: sizes.
+        version: version of the weights that `lm` has now.
+        cache: where the states of the slots live; by default a HybridCache of the config's size beside the weights.
+    """
+
+    def __init__(
+        self, lm: HybridLM, config: EngineConfig | None = None, *, version: int = 0, cache: HybridCache | None = None
+    ) -> None:
+        self.config = config or EngineConfig()
+        self._lm = lm
+        self._version = version
+        self._vocab_size: int = lm.config.vocab_size
+        num_slots, max_length = self.config.num_slots, self.config.max_length
+        if cache is None:
+            weight = next(lm.parameters())
+            cache = HybridCache(lm.config, num_slots, max_length, device=weight.device, dtype=weight.dtype)
+        self._cache = cache
+        self._slots = Slots(num_slots, max_length, cache.length_S.device)
+        self._groups: deque[_Group] = deque()
+        self._requests: dict[str, Request] = {}  # those under way
+        self._num_left: dict[str, int] = {}  # their members that have not ended
+        self._undelivered: list[Completion] = []
+        self._num_generate_calls = 0
+
+    @property
+    def version(self) -> int:
+        """Version of the weights that sample now."""
+        return self._version
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that sit in a slot."""
+        return self._slots.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait for a slot."""
+        return sum(len(group.waiting) for group in self._groups)
+
+    @property
+    def has_work(self) -> bool:
+        """Some sequence is running or waiting, or has ended and was not yet returned by `step`."""
+        return bool(self._groups or self._undelivered) or self.num_running > 0
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Queue requests in order. Raises InvalidRequest, and then queues none of them."""
+        accepted: dict[str, Request] = {}
+        for request in requests:
+            self._check(request, self._requests.keys() | accepted.keys())
+            accepted[request.id] = request
+        for request in accepted.values():
+            self._queue(_Group(request, deque(range(request.num_samples))))
+
+    def step(self) -> list[Completion]:
+        """Give every running sequence a token and seat waiting ones; returns the sequences that ended.
+
+        A sequence whose logits are not finite ends with `failed` set; the others do not notice.
+        """
+        undelivered, self._undelivered = self._undelivered, []
+        return undelivered + self._step()
+
+    def cancel(self, request_ids: Iterable[str]) -> None:
+        """Forget these requests, running or waiting; unknown ids are ignored."""
+        gone = set(request_ids)
+        self._groups = deque(group for group in self._groups if group.request.id not in gone)
+        self._undelivered = [completion for completion in self._undelivered if completion.request_id not in gone]
+        for id in gone:
+            self._requests.pop(id, None)
+            self._num_left.pop(id, None)
+        for slot, occupant in list(self._slots.occupied()):
+            if occupant.request_id in gone:
+                self._slots.release(slot)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0, num_samples: int = 1
+    ) -> list[list[Completion]]:
+        """Sample every prompt `num_samples` times and wait; result [prompt][member]. Prompt i has seed `seed + i`.
+
+        Requests submitted before go on meanwhile; the next `step` returns those that ended.
+        """
+        self._num_generate_calls += 1
+        ids = [f"generate/{self._num_generate_calls}/{i}" for i in range(len(prompts))]
+        self.submit(
+            Request(id, tuple(prompt), num_samples, seed + i, sampling)
+            for i, (id, prompt) in enumerate(zip(ids, prompts, strict=True))
+        )
+        ended: dict[str, list[Completion]] = {id: [] for id in ids}
+        num_left = len(ids) * num_samples
+        while num_left:
+            for completion in self._step():
+                mine = completion.request_id in ended
+                ended.get(completion.request_id, self._undelivered).append(completion)
+                num_left -= mine
+        return [sorted(members, key=lambda c: c.member) for members in ended.values()]
+
+    def stream(self, request: Request) -> Iterator[int]:
+        """The new token ids of a request with one sample, each as soon as it is there.
+
+        Requests submitted before go on meanwhile; the next `step` returns those that ended. Closing the iterator
+        early cancels the request. Raises InvalidRequest as `submit` does, and CispoError when the logits fail.
+        """
+        if request.num_samples != 1:
+            raise InvalidRequest(f"A streamed request has one sample, got num_samples={request.num_samples}.")
+        self.submit([request])
+        num_sent = 0
+        try:
+            while (ended := self._step_for(request.id)) is None:
+                token_ids = self._tokens_so_far(request.id)
+                yield from token_ids[num_sent:].tolist()
+                num_sent = len(token_ids)
+            yield from ended.token_ids[num_sent:].tolist()
+            if ended.failed:
+                raise CispoError(f"Request {request.id!r} could not go on: {ended.failed}.")
+        finally:
+            self.cancel([request.id])
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor | NDArray[Any]]], version: int) -> None:
+        """Replace the weights between two steps.
+
+        Sequences under way go on: their states stay those of the older weights, and each token records the version
+        that sampled it. A prompt whose group is not seated yet is prefilled again with the new weights.
+        Raises WeightSyncError if names or shapes are not the model's; weights that fitted are then already written.
+        """
+        try:
+            load_weights(self._lm, ((name, torch.as_tensor(array)) for name, array in weights))
+        except ModelError as error:
+            raise WeightSyncError(f"Version {version} cannot be loaded: {error}") from error
+        self._version = version
+        for group in self._groups:
+            group.prompt = None
+
+    def snapshot(self, request_id: str) -> ModelState:
+        """All that `resume` needs, in this engine or another, to go on with a request's unfinished members.
+
+        The request goes on here unless it is cancelled. Raises InvalidRequest for a request that is not under way.
+        """
+        if request_id not in self._requests:
+            raise InvalidRequest(f"Only a request under way can be saved, and {request_id!r} is not.")
+        members: dict[int, PausedSequence] = {}
+        fresh: list[int] = []
+        for group in self._groups:
+            if group.request.id == request_id:
+                members |= group.paused
+                fresh += [member for member in group.waiting if member not in group.paused]
+        for slot, occupant in self._slots.occupied():
+            if occupant.request_id == request_id:
+                members[occupant.member] = self._slots.pause(slot, self._cache.snapshot(slot))
+        meta = {"request": asdict(self._requests[request_id]), "fresh": fresh}
+        return ModelState(arrays=to_arrays(members), meta=meta)
+
+    def resume(self, state: ModelState) -> None:
+        """Queue a request exactly where `snapshot` saw it. Raises InvalidRequest as `submit` does.
+
+        A state that does not fit this engine's model ends as a failed completion.
+        """
+        fields = dict(state.meta["request"])
+        request = Request(**{**fields, "sampling": Sampling(**fields["sampling"])})
+        self._check(request, self._requests)
+        paused = from_arrays(state.arrays)
+        self._queue(_Group(request, deque(sorted([*state.meta["fresh"], *paused])), paused))
+
+    def _check(self, request: Request, under_way: Collection[str]) -> None:
+        """Raise InvalidRequest with everything that is wrong with the request."""
+        sampling, prompt = request.sampling, np.asarray(request.token_ids)
+        faults = sampling.faults(self._vocab_size)
+        if prompt.size == 0:
+            faults.append("the prompt must hold at least one token")
+        elif prompt.ndim != 1 or prompt.dtype.kind not in "iu":
+            faults.append(f"the prompt must be a flat sequence of integers, got {prompt.dtype} {prompt.shape}")
+        elif not 0 <= prompt.min() <= prompt.max() < self._vocab_size:
+            faults.append(f"prompt ids must lie in [0, {self._vocab_size}), got {prompt.min()} to {prompt.max()}")
+        length = prompt.size + sampling.max_new_tokens
+        if length > self.config.max_length:
+            faults.append(
+                f"prompt ({prompt.size}) plus max_new_tokens ({sampling.max_new_tokens}) must not exceed the engine's "
+                f"max_length {self.config.max_length}"
+            )
+        if request.num_samples < 1:
+            faults.append(f"num_samples must be at least 1, got {request.num_samples}")
+        if request.id in under_way:
+            faults.append("its id must differ from those of the requests under way")
+        if faults:
+            raise InvalidRequest(f"Request {request.id!r} cannot be sampled: {'; '.join(faults)}.")
+
+    def _queue(self, group: _Group) -> None:
+        self._requests[group.request.id] = group.request
+        self._num_left[group.request.id] = len(group.waiting)
+        self._groups.append(group)
+
+    @torch.inference_mode()
+    def _step(self) -> list[Completion]:
+        ended: list[Completion] = []
+        if self.num_running:
+            lanes = self._slots.running()
+            hidden_ND = self._lm.decode(self._slots.last_tokens(lanes), lanes.slots_N, self._cache)
+            ended += self._advance(lanes, self._lm.logits(hidden_ND))
+        while self._groups and self._slots.num_free:
+            ended += self._admit()
+        return ended
+
+    def _advance(self, lanes: Lanes, logits_NV: Tensor) -> list[Completion]:
+        return [self._end(slot, verdict) for slot, verdict in self._slots.advance(lanes, logits_NV, self._version)]
+
+    def _end(self, slot: int, verdict: int, failed: str = "") -> Completion:
+        """Free the slot and hand out what its sequence was given."""
+        occupant = self._slots.occupant(slot)
+        token_ids, logp, version = self._slots.read(slot)
+        if verdict == FAILED and not failed:
+            # What was drawn from broken logits is no token.
+            token_ids, logp, version = token_ids[:-1], logp[:-1], version[:-1]
+            failed = f"after {len(token_ids)} new tokens, version {self._version} gave logits that are not finite"
+            self._scrub(slot)
+        self._slots.release(slot)
+        self._num_left[occupant.request_id] -= 1
+        if not self._num_left[occupant.request_id]:
+            del self._requests[occupant.request_id], self._num_left[occupant.request_id]
+        return Completion(
+            request_id=occupant.request_id,
+            member=occupant.member,
+            token_ids=token_ids,
+            logp=logp,
+            version=version,
+            action_mask=version >= 0,
+            stop_reason=REASONS.get(verdict, StopReason.LENGTH),
+            failed=failed,
+        )
+
+    def _scrub(self, slot: int) -> None:
+        """Overwrite a slot that may hold NaN: a masked value has weight 0, but 0 * NaN reaches the slot's next user."""
+        self._cache.length_S[slot] = self.config.max_length
+        full = self._cache.snapshot(slot)
+        self._cache.restore(
+            slot,
+            {name: torch.zeros_like(array) for name, array in full.items() if name != "length"}
+            | {"length": full["length"]},
+        )
+        self._cache.reset([slot])
+
+    def _admit(self) -> list[Completion]:
+        """Seat waiting members, in order of submission, as far as free slots and `prefill_tokens` reach.
+
+        Fresh members get their first token; those from a snapshot have theirs and join the next decode.
+        """
+        ended: list[Completion] = []
+        entries: list[tuple[_Group, list[int]]] = []
+        budget = self.config.prefill_tokens
+        while self._groups and self._slots.num_free:
+            group = self._groups[0]
+            budget -= len(group.request.token_ids) if group.prompt is None else 0
+            if entries and budget < 0:
+                break
+            ended += self._seat_paused(group)
+            slots = self._seat_fresh(group)
+            if slots:
+                entries.append((group, slots))
+            if not group.waiting:
+                self._groups.popleft()
+        return ended + (self._advance_fresh(entries) if entries else [])
+
+    def _seat_paused(self, group: _Group) -> list[Completion]:
+        """Seat the members that come from a snapshot; returns those whose state does not fit this model."""
+        ended = []
+        for member in [member for member in group.waiting if member in group.paused][: self._slots.num_free]:
+            group.waiting.remove(member)
+            paused = group.paused.pop(member)
+            slot = self._seat(group.request, member)
+            self._slots.go_on(slot, paused)
+            try:
+                self._cache.restore(slot, paused.cache)
+            except ModelError as error:
+                ended.append(self._end(slot, FAILED, failed=str(error)))
+        return ended
+
+    def _seat_fresh(self, group: _Group) -> list[int]:
+        """Seat as many other members as there are free slots."""
+        if group.paused:
+            return []
+        num = min(len(group.waiting), self._slots.num_free)
+        return [self._seat(group.request, group.waiting.popleft()) for _ in range(num)]
+
+    def _seat(self, request: Request, member: int) -> int:
+        return self._slots.seat(Occupant(request.id, member, request.seed, request.sampling))
+
+    def _advance_fresh(self, entries: list[tuple[_Group, list[int]]]) -> list[Completion]:
+        """Bring each group's prompt into its slots and draw every member's first token."""
+        prefilled = iter(
+            self._prefill([(group.request.token_ids, slots[0]) for group, slots in entries if group.prompt is None])
+        )
+        logits_NV = torch.cat([self._fill(group, slots, prefilled) for group, slots in entries])
+        slots = [slot for _, members in entries for slot in members]
+        states = [initial_state(g.request.token_ids, g.request.sampling) for g, members in entries for _ in members]
+        self._slots.begin(slots, states)
+        return self._advance(self._slots.lanes(slots), logits_NV)
+
+    def _fill(self, group: _Group, slots: list[int], prefilled: Iterator[Tensor]) -> Tensor:
+        """Give every slot the state after the group's prompt; returns the logits of their first tokens, [N, V].
+
+        The state of a prompt with members left waiting is kept aside, so that it neither holds a slot nor has to be
+        computed again.
+        """
+        first, *others = slots
+        if group.prompt is not None:
+            state, logits_V = group.prompt
+            self._cache.restore(first, state)
+        else:
+            logits_V = next(prefilled)
+            if group.waiting:
+                group.prompt = self._cache.snapshot(first), logits_V.clone()
+        if others:
+            self._cache.fork(first, others)
+        return logits_V.expand(len(slots), -1)
+
+    def _prefill(self, prompts: list[tuple[tuple[int, ...], int]]) -> list[Tensor]:
+        """Run (token ids, slot) into empty slots; the logits_V after each.
+
+        Rows of a packed forward share matrix products, in which one prompt's NaN can reach its neighbours (0 * NaN),
+        so prompts that come out broken together are tried again one by one.
+        """
+        if not prompts:
+            return []
+        logits_NV = self._prefill_packed(prompts)
+        if len(prompts) > 1:
+            for row in (~logits_NV.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
+                self._scrub(prompts[row][1])
+                logits_NV[row] = self._prefill_packed([prompts[row]])[0]
+        return list(logits_NV)
+
+    def _prefill_packed(self, prompts: list[tuple[tuple[int, ...], int]]) -> Tensor:
+        """One forward over all prompts, or several over a lone prompt that is longer than `prefill_tokens`."""
+        device, limit = self._cache.length_S.device, self.config.prefill_tokens
+        slots_N = torch.tensor([slot for _, slot in prompts], device=device)
+        self._cache.reset(slots_N)
+        for start in range(0, max(len(token_ids) for token_ids, _ in prompts), limit):
+            pieces = [token_ids[start : start + limit] for token_ids, _ in prompts]
+            tokens_T = torch.tensor([token for piece in pieces for token in piece], device=device)
+            cu_seqlens = torch.tensor([0, *accumulate(map(len, pieces))], device=device)
+            hidden_ND = self._lm.prefill(tokens_T, cu_seqlens, slots_N, self._cache)
+        return self._lm.logits(hidden_ND)
+
+    def _step_for(self, request_id: str) -> Completion | None:
+        """One step; returns the request's completion if it ended, and keeps the others' for `step`."""
+        ended = self._step()
+        self._undelivered += [completion for completion in ended if completion.request_id != request_id]
+        return next((completion for completion in ended if completion.request_id == request_id), None)
+
+    def _tokens_so_far(self, request_id: str) -> Ints:
+        """New token ids of a request with one sample; empty while it waits."""
+        for slot, occupant in self._slots.occupied():
+            if occupant.request_id == request_id:
+                return self._slots.read(slot)[0]
+        return np.empty(0, dtype=np.int64)
