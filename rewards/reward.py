@@ -1,0 +1,180 @@
+"""The scorer of a run: a finished trajectory in, the weighted sum of its parts out.
+
+    value = weight["answer"] * answer + weight["format"] * format + weight["length"] * length + custom parts
+
+The answer comes from the task's verifier, the format from rewards.answer_format, the length from rewards.length, and
+custom parts from a user's function. Scoring runs in a few threads that only wait for processes, so the engine goes on
+sampling. A system error says nothing about the model: it is retried, then the score is NaN and masked, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from cispo.errors import ConfigError, RewardError
+from cispo.types import Prompt, Score, Trajectory, Verdict
+from rewards.answer_format import OPEN, well_formed
+from rewards.custom import CustomReward
+from rewards.length import SoftOverlongConfig, overlong_penalty
+from rewards.math_answer import MathAnswerConfig
+
+CUSTOM = "custom"
+"""As the verifier of a task: the custom reward's own "answer" part decides whether it is solved."""
+
+_BUILT_IN_PARTS = ("answer", "format", "length")
+
+
+class Verifier(Protocol):
+    """Says whether a text solves a task; wrong or hostile text is a verdict, never an exception. Thread-safe."""
+
+    def score(self, text: str, reference: Any) -> Score:
+        """`value` from 0.0 to 1.0 is the answer part, `correct` means fully solved; NaN with SYSTEM_ERROR."""
+
+
+@runtime_checkable
+class _Closable(Protocol):
+    """A verifier that owns processes."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class RewardsConfig:
+    """Attributes:
+    verifiers: verifier of each task by name: "math", "code" or "custom".
+    default_verifier: verifier of a task that `verifiers` does not name.
+    weights: weight of each part in the sum; a custom part that is not named here weighs 1. An omitted built-in
+        part weighs 0: it is logged and not learnt from.
+    soft_overlong: the length part; without a limit there is none.
+    math: the math verifier.
+    custom: "path/to/file.py:function", or "" for none.
+    retries: how often a trajectory is scored again after a system error before it is masked.
+    num_threads: trajectories scored at once; threads wait, the work is done in other processes.
+    """
+
+    verifiers: dict[str, str] = field(default_factory=dict)
+    default_verifier: str = "math"
+    weights: dict[str, float] = field(default_factory=lambda: {"answer": 1.0, "format": 0.0, "length": 1.0})
+    soft_overlong: SoftOverlongConfig = field(default_factory=SoftOverlongConfig)
+    math: MathAnswerConfig = field(default_factory=MathAnswerConfig)
+    custom: str = ""
+    retries: int = 2
+    num_threads: int = 4
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"rewards.weights.{name} must be a finite number, because values are sums, but is {weight}; correct it."
+            for name, weight in self.weights.items()
+            if not math.isfinite(weight)
+        ]
+        unknown = sorted(set(self.weights) - set(_BUILT_IN_PARTS))
+        if unknown and not self.custom:
+            faults.append(
+                f"rewards.weights names {', '.join(unknown)}, but without a custom reward the parts are "
+                f"{', '.join(_BUILT_IN_PARTS)}; correct the name or set rewards.custom."
+            )
+        if self.retries < 0 or self.num_threads < 1:
+            faults.append(
+                f"rewards needs retries >= 0 and num_threads >= 1, but got {self.retries} and {self.num_threads}; "
+                "raise them."
+            )
+        if CUSTOM in (self.default_verifier, *self.verifiers.values()) and not self.custom:
+            faults.append('A task has the verifier "custom", but rewards.custom is empty; name file.py:function.')
+        if faults:
+            raise ConfigError(*faults)
+
+
+class Rewards:
+    """The `Scorer` of a rollout worker (cispo.protocols)."""
+
+    def __init__(self, config: RewardsConfig, verifiers: Mapping[str, Verifier]) -> None:
+        """`verifiers` by name, e.g. {"math": MathAnswer(config.math), "code": CodeTests(pool)}.
+
+        Raises:
+            ConfigError: a task names a verifier that is not among them, or the custom reward cannot be loaded.
+        """
+        self._config = config
+        self._verifiers = dict(verifiers)
+        missing = {config.default_verifier, *config.verifiers.values()} - {*verifiers, CUSTOM}
+        if missing:
+            raise ConfigError(
+                f"rewards.verifiers names {', '.join(sorted(missing))}, but the verifiers are "
+                f"{', '.join(sorted({*verifiers, CUSTOM}))}; correct the name."
+            )
+        self._custom = CustomReward(config.custom) if config.custom else None
+        self._threads = ThreadPoolExecutor(config.num_threads, thread_name_prefix="rewards")
+
+    def submit(self, prompt: Prompt, trajectory: Trajectory, text: str) -> Future[Score]:
+        """Begin to score; `text` is the decoded action tokens.
+
+        The future raises RewardError for a faulty custom reward, verifier or reference, never for the model's text.
+        """
+        return self._threads.submit(self._score, prompt, trajectory, text)
+
+    def close(self) -> None:
+        """End the threads and the verifiers' processes; what was not begun is cancelled."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for verifier in self._verifiers.values():
+            if isinstance(verifier, _Closable):
+                verifier.close()
+        self._threads.shutdown(wait=True)
+
+    def _score(self, prompt: Prompt, trajectory: Trajectory, text: str) -> Score:
+        # A chat template may have opened the think block already; put back, the text says so by itself.
+        whole = OPEN + text if prompt.text.rstrip().endswith(OPEN) else text
+        name = self._config.verifiers.get(prompt.task, self._config.default_verifier)
+        form = self._form_parts(trajectory, whole, boxed=name == "math" and self._config.math.answer_is_boxed)
+        if name == CUSTOM:
+            return self._sum(form | self._custom_parts(prompt, trajectory, text, None), None)
+        verified = self._verify(self._verifiers[name], prompt, whole)
+        if not verified.usable:
+            return Score(float("nan"), correct=False, parts=form, verdict=verified.verdict, note=verified.note)
+        custom = self._custom_parts(prompt, trajectory, text, verified)
+        return self._sum({"answer": verified.value} | form | custom, verified)
+
+    def _form_parts(self, trajectory: Trajectory, whole: str, *, boxed: bool) -> dict[str, float]:
+        parts = {"format": well_formed(whole, boxed=boxed)}
+        overlong = self._config.soft_overlong
+        if overlong.limit_tokens:
+            parts["length"] = overlong_penalty(trajectory.num_actions, trajectory.stop_reason, overlong)
+        return parts
+
+    def _custom_parts(
+        self, prompt: Prompt, trajectory: Trajectory, text: str, verified: Score | None
+    ) -> dict[str, float]:
+        return self._custom.parts(prompt, trajectory, text, verified) if self._custom is not None else {}
+
+    def _sum(self, parts: dict[str, float], verified: Score | None) -> Score:
+        """The weighted sum. Without a verifier's score the answer part itself says whether the task is solved."""
+        correct = parts["answer"] >= 1.0 if verified is None else verified.correct
+        return Score(
+            value=sum(self._weight(name) * part for name, part in parts.items()),
+            correct=correct,
+            parts=parts,
+            verdict=verified.verdict if verified else Verdict.CORRECT if correct else Verdict.WRONG,
+            note=verified.note if verified else "",
+        )
+
+    def _weight(self, part: str) -> float:
+        if part in self._config.weights:
+            return self._config.weights[part]
+        return 0.0 if part in _BUILT_IN_PARTS else 1.0
+
+    def _verify(self, verifier: Verifier, prompt: Prompt, whole: str) -> Score:
+        """The verifier's score, tried again after a system error."""
+        for _ in range(1 + self._config.retries):
+            try:
+                score = verifier.score(whole, prompt.reference)
+            except OSError as error:  # no process, descriptor or disk left: the machine's fault, and it may pass
+                score = Score(float("nan"), False, {}, Verdict.SYSTEM_ERROR, note=f"verifier: {error}")
+            except Exception as error:
+                raise RewardError(
+                    f"The verifier of task {prompt.task} raised {type(error).__name__} on prompt {prompt.id}: {error}"
+                ) from error
+            if score.usable:
+                break
+        return score
