@@ -259,7 +259,8 @@ def _svg_line(curve: Curve, name: str, label_y: float, last_step: int, *, colour
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dots = "".join(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points)
     weight = 'style="stroke-width:3.4"' if bold else ""
-    label = f"{name} {100 * curve.values[-1]:.0f} %"
+    short = name if len(name) <= 9 else f"{name[:8]}…"  # what fits beside the plot
+    label = f"{short} {100 * curve.values[-1]:.0f} %"
     return (
         f'<polyline class="line" {weight} stroke="{colour}" points="{path}"/>{dots}'
         f'<text x="{points[-1][0] + 10:.1f}" y="{label_y + 4:.1f}" style="fill:{colour};font-weight:600">'

@@ -58,13 +58,13 @@ function drawHeadlines() {
     if (figures.length < 2) figures.push([change(sets[set]), `${measure} accuracy, first → last`]);
   }
   const { seconds, tokens, seed } = RUN.summary ?? {};
+  if (seed != null) document.getElementById("eyebrow").textContent += ` · seed ${seed}`;
   const measured = (RUN.metrics["perf/step_seconds"] ?? []).reduce((sum, value) => sum + (value ?? 0), 0);
   if (seconds?.total != null) figures.push([duration(seconds.total), "wall time"]);
   else if (measured) figures.push([duration(measured), "in steps so far"]);
   figures.push([String(STEPS.at(-1) ?? 0), "steps"]);
   if (tokens?.generated != null) figures.push([count(tokens.generated), "tokens generated"]);
   if (tokens?.trained != null) figures.push([count(tokens.trained), "tokens trained on"]);
-  if (seed != null) figures.push([String(seed), "seed"]);
   document.getElementById("headlines").replaceChildren(
     ...figures.map(([value, label]) => element("div", { class: "figure" }, element("b", {}, value), element("span", {}, label))),
   );
@@ -98,23 +98,23 @@ function line(name, options = {}) {
 }
 
 const lines = (table) => table.map(([name, label, options]) => line(name, { label, ...options })).filter(Boolean);
-const SECOND_AXIS = { overlaying: "y", side: "right", tickformat: ".2~%", rangemode: "tozero", showgrid: false };
+const SECOND_AXIS = { overlaying: "y", side: "right", tickformat: ".2~%", tickmode: "auto", nticks: 6, rangemode: "tozero", showgrid: false };
 const onSecondAxis = { yaxis: "y2", line: { dash: "dot" } };
 
 const accuracyDash = (measure) => (measure.startsWith("mean") ? "solid" : measure.startsWith("pass") ? "dot" : "dash");
 
 function accuracyLines() {
-  const sets = [...new Set(Object.keys(RUN.accuracy).map((name) => name.slice(0, name.lastIndexOf("/"))))].sort(allFirst);
-  return Object.entries(RUN.accuracy).map(([name, curve]) => {
+  const curves = Object.entries(RUN.accuracy).map(([name, curve]) => {
     const cut = name.lastIndexOf("/");
-    const [set, measure] = [name.slice(0, cut), name.slice(cut + 1)];
-    const palette = colours();
-    return {
-      type: "scatter", mode: "lines+markers", x: curve.steps, y: curve.values, name: plain(`${set} ${measure}`),
-      line: { color: palette[sets.indexOf(set) % palette.length], dash: accuracyDash(measure), width: set === "all" ? 3 : 2 },
-      visible: measure.startsWith("pass") ? "legendonly" : true,
-    };
+    return { set: name.slice(0, cut), measure: name.slice(cut + 1), ...curve };
   });
+  const sets = [...new Set(curves.map(({ set }) => set))].sort(allFirst);
+  const palette = colours();
+  return curves.sort((a, b) => sets.indexOf(a.set) - sets.indexOf(b.set)).map(({ set, measure, steps, values }) => ({
+    type: "scatter", mode: "lines+markers", x: steps, y: values, name: plain(`${set} ${measure}`),
+    line: { color: palette[sets.indexOf(set) % palette.length], dash: accuracyDash(measure), width: set === "all" ? 3 : 2 },
+    visible: measure.startsWith("pass") ? "legendonly" : true,
+  }));
 }
 
 function rewardLines() {
@@ -159,7 +159,7 @@ const CHARTS = [
     layout: { barmode: "overlay", xaxis: { title: { text: "tokens" } }, yaxis: { tickformat: ".0%" } } },
   { title: "Importance ratio", note: "Current over behaviour probability; the dotted line is the fraction at the cap (right axis).",
     build: () => lines([["ratio/max", "max"], ["ratio/mean", "mean"], ["ratio/capped_fraction", "capped", onSecondAxis]]),
-    layout: { yaxis: { type: "log", dtick: "D2" }, yaxis2: SECOND_AXIS } },
+    layout: { yaxis: { type: "log", tickformat: "~g" }, yaxis2: SECOND_AXIS } },
   { title: "Drift from the behaviour policy", note: "KL estimate over a step's updates. Runs with a p95 above 0.1 tend to end badly.",
     build: () => lines([["drift/kl_p95", "KL p95"], ["drift/kl_mean", "KL mean"]]), layout: { yaxis: { type: "log", tickformat: ".0e" } } },
   { title: "Sampler against learner", note: "Disagreement of the two about the same tokens and weights; rounding only, so very small and flat.",
@@ -167,6 +167,9 @@ const CHARTS = [
     layout: { yaxis: { type: "log", tickformat: ".0e" } } },
   { title: "Verdicts", note: "What the verifiers found, as fractions of all trajectories.", build: verdictAreas,
     layout: { yaxis: { tickformat: ".0%", range: [0, 1] } } },
+  { title: "Updates", note: "Gradient norm before clipping; the dotted line is the entropy of the policy in nats (right axis).",
+    build: () => lines([["actor/grad_norm", "gradient norm"], ["actor/entropy", "entropy", onSecondAxis]]),
+    layout: { yaxis: { rangemode: "tozero" }, yaxis2: { ...SECOND_AXIS, tickformat: "" } } },
   { title: "Groups without signal", note: "Drawn groups that were not trained on.",
     build: () => lines([["groups/flat_fraction", "flat"], ["groups/stale_fraction", "stale"], ["groups/failed_fraction", "failed"]]),
     layout: { yaxis: { tickformat: ".0%", rangemode: "tozero" } } },

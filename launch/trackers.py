@@ -193,7 +193,7 @@ class JsonlTracker(RunTracker):
 
 HEADLINES = (
     ("reward", "reward/mean", "{:.3f}"),
-    ("accuracy", "verdict/correct_fraction", "{:.3f}"),
+    ("accuracy", "reward/correct/mean", "{:.3f}"),
     ("length", "response_length/mean", "{:.1f}"),
     ("ratio max", "ratio/max", "{:.2f}"),
     ("mismatch", "mismatch/kl", "{:.1e}"),
@@ -235,8 +235,12 @@ class ConsoleTracker(RunTracker):
         self._move_bar("training", step, self._total_steps, "")
 
     def phase(self, name: str, done: int, total: int, **numbers: float) -> None:
-        """Move the phase's bar; without a terminal, a line for every tenth of the way."""
-        text = "  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in numbers.items())
+        """Move the phase's bar; without a terminal, a line for every tenth of the way.
+
+        Held-out accuracies are left to `log`, which says them with their step.
+        """
+        shown = {key: value for key, value in numbers.items() if not key.startswith("eval/")}
+        text = "  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())
         self._move_bar(name, done, total, text)
         tenth = 10 * done // max(total, 1)
         is_over = done >= total

@@ -121,7 +121,7 @@ def test_console_says_the_numbers_that_matter_in_plain_lines():
 def test_console_prints_a_phase_ten_times_at_most_and_its_end_once():
     def cold_start(tracker):
         for done in range(1, 351):
-            tracker.phase("cold start", done, 350, loss=1 / done)
+            tracker.phase("cold start", done, 350, loss=1 / done, **{"eval/all/greedy": 0.5})
 
     lines = console_output(False, cold_start).splitlines()
     assert len(lines) == 10
