@@ -46,12 +46,13 @@ class TaskConfig:
     """What to train on.
 
     Attributes:
-        mixture: weight of each task: a name of rollout.tasks.TASKS, a key of `files`, or `package.module:Class`.
-            Weights are relative; 0 leaves a task out.
+        mixture: weight of each task: a name of rollout.tasks.TASKS, or a key of `files` or `own`. Weights are
+            relative; 0 leaves a task out.
         demonstration_mixture: weights of the cold start; empty takes those of `mixture`. Files give no
             demonstrations.
         parameters: of the procedural tasks.
         files: sets of prompts on disk by name.
+        own: tasks of one's own by name: `path/to/file.py:Class` or `package.module:Class`.
         eval_fraction: share of all prompts that only evaluation sees, decided by a hash of the text.
         split_seed: another seed holds out other prompts.
         max_prompt_tokens: a longer prompt is a bad row of a file, and an error of a task.
@@ -62,18 +63,20 @@ class TaskConfig:
     demonstration_mixture: dict[str, float] = field(default_factory=dict)
     parameters: TaskParameters = field(default_factory=TaskParameters)
     files: dict[str, FileConfig] = field(default_factory=dict)
+    own: dict[str, str] = field(default_factory=dict)
     eval_fraction: float = 0.125
     split_seed: int = 0
     max_prompt_tokens: int = 1024
     max_bad_rows: int = 10
 
     def __post_init__(self) -> None:
-        faults = [*_mixture_faults("mixture", self.mixture, (*TASKS, *self.files))]
+        tasks = (*TASKS, *self.own)
+        faults = [*_mixture_faults("mixture", self.mixture, (*tasks, *self.files))]
         if self.demonstration_mixture:
-            faults += _mixture_faults("demonstration_mixture", self.demonstration_mixture, tuple(TASKS))
-        faults += [
-            f"task.files.{name} takes the name of a task; call it otherwise." for name in self.files if name in TASKS
-        ]
+            faults += _mixture_faults("demonstration_mixture", self.demonstration_mixture, tasks)
+        names = [*tasks, *self.files]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            faults.append(f"The name {name!r} is given twice among the tasks, task.files and task.own; change one.")
         if not 0 < self.eval_fraction < 1:
             faults.append(f"task.eval_fraction must be above 0 and below 1, got {self.eval_fraction}.")
         if self.max_prompt_tokens < 1:
@@ -91,9 +94,9 @@ class TaskConfig:
 
 def _mixture_faults(name: str, weights: Mapping[str, float], known: tuple[str, ...]) -> Iterator[str]:
     for task, weight in weights.items():
-        if task not in known and ":" not in task:
+        if task not in known:
             near = difflib.get_close_matches(task, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}, or package.module:Class."
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
             yield f"task.{name} names {task!r}, which is no task; {hint}"
         if not (math.isfinite(weight) and weight >= 0):
             yield f"task.{name}.{task} must be a weight of 0 or more, got {weight}."
@@ -133,8 +136,8 @@ def eval_sets(config: TaskConfig, tokenizer: PromptTokenizer, num: int, seed: in
     A set is smaller where a task or a file has no more than that; raises DataError where it has none.
     """
     sets = {
-        task.name: eval_prompts(task, num, seed, config=config, tokenizer=tokenizer)
-        for task in make_tasks(config, config.mixture).values()
+        name: eval_prompts(task, num, seed, config=config, tokenizer=tokenizer)
+        for name, task in make_tasks(config, config.mixture).items()
     }
     for name, weight in config.mixture.items():
         if weight > 0 and name in config.files:
@@ -165,14 +168,9 @@ def eval_prompts(
 
 
 def make_tasks(config: TaskConfig, weights: Mapping[str, float]) -> dict[str, Task]:
-    """The procedural tasks among `weights`, by their key there. Raises ConfigError on unknown or equal names."""
-    keys = [key for key, weight in weights.items() if weight > 0 and key not in config.files]
-    tasks = {key: make_task(key, config.parameters) for key in keys}
-    names = [task.name for task in tasks.values()] + list(config.files)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"Every task and set of files needs a name of its own, but {', '.join(twice)} comes twice.")
-    return tasks
+    """The procedural tasks among `weights`, by name. Raises ConfigError if one of `own` cannot be built."""
+    names = [name for name, weight in weights.items() if weight > 0 and name not in config.files]
+    return {name: make_task(name, config.parameters, config.own) for name in names}
 
 
 def task_words(config: TaskConfig) -> tuple[str, ...]:

@@ -1,13 +1,17 @@
 """The procedural tasks by name, and how one that is somebody else's is found.
 
 A new task is a class like its neighbours in chain_task.py and program_task.py: name it in TASKS, give its parameters
-a field in TaskParameters, or leave this house alone and write `package.module:Class` in the mixture (docs/data.md).
+a field in TaskParameters; or leave this house alone and say in `task.own` where your class is (docs/data.md).
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cispo.errors import ConfigError
@@ -45,27 +49,44 @@ class TaskParameters:
     count: DigitsConfig = field(default_factory=DigitsConfig)
 
 
-def make_task(name: str, parameters: TaskParameters) -> Task:
-    """The task `name`: a key of TASKS, or `package.module:Class`, a class that is built without arguments.
+def make_task(name: str, parameters: TaskParameters, own: Mapping[str, str]) -> Task:
+    """The task `name`: a key of `own`, which says where its class is, or of TASKS.
 
     Raises ConfigError if there is no such task or if the class lacks a part of `Task`.
     """
-    if name in TASKS:
-        return TASKS[name](getattr(parameters, name))
-    module_name, colon, class_name = name.partition(":")
-    if not colon:
-        raise ConfigError(f"There is no task {name!r}: write one of {', '.join(TASKS)}, or package.module:Class.")
+    if name in own:
+        return _own_task(name, own[name])
+    if name not in TASKS:
+        raise ConfigError(f"There is no task {name!r}: write one of {', '.join((*TASKS, *own))}.")
+    return TASKS[name](getattr(parameters, name))
+
+
+def _own_task(name: str, place: str) -> Task:
+    """A task from `path/to/file.py:Class` or `package.module:Class`, a class that is built without arguments."""
+    module_name, _, class_name = place.partition(":")
     try:
-        task = getattr(importlib.import_module(module_name), class_name)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        task = getattr(_module(module_name), class_name)()
+    except Exception as error:  # a stranger's file may raise anything while it is imported
         raise ConfigError(
-            f"The task {name!r} cannot be built ({error}): {module_name!r} must be a module that Python finds and "
-            f"{class_name!r} a class in it that takes no arguments."
+            f"The task task.own.{name}={place} cannot be built ({type(error).__name__}: {error}); it must be "
+            "path/to/file.py:Class or package.module:Class, of a class that takes no arguments."
         ) from error
-    missing = [part for part in _PARTS if not hasattr(task, part)]
+    missing = [part for part in ("name", "problem", "demonstration", "num_prompts", "words") if not hasattr(task, part)]
     if missing:
-        raise ConfigError(f"The task {name!r} has no {', '.join(missing)}; docs/data.md shows a whole task.")
+        raise ConfigError(f"The task {place} has no {', '.join(missing)}; docs/data.md shows a whole task.")
+    if task.name != name:
+        raise ConfigError(f"The task {place} calls itself {task.name!r}; write task.own.{task.name}={place}.")
     return task
 
 
-_PARTS = ("name", "problem", "demonstration", "num_prompts", "words")
+def _module(name: str) -> ModuleType:
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    # A name that nothing else has: a file random.py must not take the place of Python's.
+    spec = importlib.util.spec_from_file_location(f"cispo_own_{Path(name).stem}", name)
+    assert spec is not None and spec.loader is not None, f"Python has a loader for every .py file, but not for {name}"
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickle look a class's module up by name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -3,15 +3,16 @@
 import dataclasses
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cispo.errors import CheckpointError, ConfigError, DataError
+from configs.strict import from_dict
 from rollout.chain_task import ChainConfig
 from rollout.program_task import ProgramConfig
 from rollout.prompt_files import FileConfig
@@ -19,7 +20,6 @@ from rollout.prompts import TaskConfig, demonstration_source, eval_sets, prompt_
 from rollout.tasks import TaskParameters
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "configs" / "task"
 
 
 class CodePoints:
@@ -210,20 +210,23 @@ def as_jsonl(folder):
 
 
 def as_parquet(folder):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     path = folder / "rows.parquet"
     datasets.Dataset.from_list(ROWS).to_parquet(path)
     return path
 
 
 def as_saved_data_set(folder):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     datasets.Dataset.from_list(ROWS).save_to_disk(folder / "rows")
     return folder / "rows"
 
 
 def as_saved_splits(folder):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(folder / "rows")
     return folder / "rows"
 
@@ -346,7 +349,8 @@ def test_the_first_three_bad_rows_are_named(tmp_path):
 
 
 def test_bad_rows_of_parquet_are_named_by_row(tmp_path, caplog):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     path = tmp_path / "rows.parquet"
     datasets.Dataset.from_list([*questions(20), {"prompt": None, "reference": "1"}]).to_parquet(path)
     read_file_set("mine", file_config(path), TOKENIZER)
@@ -421,27 +425,17 @@ def test_the_cold_start_of_files_alone_is_refused(tmp_path):
         demonstration_source(file_config(write_jsonl(tmp_path / "rows.jsonl", questions(9))), 1)
 
 
-def test_a_file_set_cannot_take_the_name_of_a_task():
-    with pytest.raises(ConfigError, match="chain"):
-        TaskConfig(files={"chain": FileConfig("x.jsonl")})
-
-
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("files", "own"),
     [
-        ("nowhere_at_all:Task", "cannot be built"),
-        ("random:Nothing", "cannot be built"),
-        ("random:Random", "has no name"),
+        ({"chain": FileConfig("x.jsonl")}, {}),
+        ({}, {"chain": "x.py:X"}),
+        ({"x": FileConfig("x.jsonl")}, {"x": "x.py:X"}),
     ],
 )
-def test_a_task_that_cannot_be_imported_is_an_error_of_the_configuration(name, said):
-    with pytest.raises(ConfigError, match=said):
-        prompt_source(TaskConfig(mixture={name: 1.0}), TOKENIZER, 1)
-
-
-def test_a_task_of_ones_own_needs_every_part():
-    with pytest.raises(ConfigError, match="has no name, problem, demonstration, num_prompts, words"):
-        prompt_source(TaskConfig(mixture={"random:Random": 1.0}), TOKENIZER, 1)
+def test_every_name_is_given_once(files, own):
+    with pytest.raises(ConfigError, match="is given twice"):
+        TaskConfig(files=files, own=own)
 
 
 @pytest.fixture
@@ -466,12 +460,43 @@ def test_the_examples_of_the_documentation_run(documented):
         exec(program, names)
 
 
-def test_the_yaml_files_name_every_field_with_the_defaults_of_the_code():
+@pytest.fixture
+def composed(tmp_path):
+    """The group `task`, composed by Hydra as a run would."""
+    import hydra
+    import omegaconf
+
+    shutil.copytree(ROOT / "configs" / "task", tmp_path / "task")
+    (tmp_path / "root.yaml").write_text("defaults:\n  - task: embedded\n")
+
+    def compose(*overrides):
+        with hydra.initialize_config_dir(str(tmp_path), version_base=None):
+            config = hydra.compose("root", overrides=list(overrides))
+        return omegaconf.OmegaConf.to_container(config.task)
+
+    return compose
+
+
+@pytest.mark.parametrize(
+    ("overrides", "drawn"),
+    [
+        ([], {"chain", "program"}),
+        (["task=chain"], {"chain"}),
+        (["task=program", "task.parameters.program.max_digit=5"], {"program"}),
+        (["task=files", "task.files.mine.path=mine.jsonl"], {"mine"}),
+        (["+task.own.parity=my_tasks.py:Parity", "+task.mixture.parity=1"], {"chain", "program", "parity"}),
+    ],
+)
+def test_the_command_lines_of_the_documentation_compose(composed, overrides, drawn):
+    config = from_dict(TaskConfig, composed(*overrides))
+    assert {name for name, weight in config.mixture.items() if weight > 0} == drawn
+
+
+def test_the_yaml_files_name_every_field_with_the_defaults_of_the_code(composed):
     def plain(value):
         if dataclasses.is_dataclass(value):
             return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return value
 
-    assert yaml.safe_load((CONFIGS / "embedded.yaml").read_text()) == plain(TaskConfig())
-    mine = yaml.safe_load((CONFIGS / "files.yaml").read_text())["files"]["mine"]
-    assert mine == plain(FileConfig(path="???"))
+    assert composed() == plain(TaskConfig())
+    assert composed("task=files", "task.files.mine.path=x")["files"]["mine"] == plain(FileConfig("x"))

@@ -17,7 +17,7 @@ every_task = pytest.mark.parametrize("name", TASKS)
 
 
 def task_named(name):
-    return make_task(name, TaskParameters())
+    return make_task(name, TaskParameters(), own={})
 
 
 def chain_value(prompt):
@@ -268,6 +268,50 @@ def test_number_of_prompts_of_the_default_tasks():
         "chain": 10 * (4**2 + 4**3 + 4**4),
         "program": 3 * (11**2 - 9**2) + 9 * (11**3 - 9**3) + 27 * (11**4 - 9**4),
     }
+
+
+OWN = """
+class Echo:
+    name = "echo"
+    def problem(self, rng): ...
+    def demonstration(self, rng): ...
+    def num_prompts(self): return 1
+    def words(self): return ()
+
+class Half:
+    name = "echo"
+
+class Picky(Echo):
+    def __init__(self, size): ...
+"""
+
+
+def test_a_task_of_ones_own_comes_from_a_file_or_a_module(tmp_path, monkeypatch):
+    (tmp_path / "own_tasks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for place in (f"{tmp_path}/own_tasks.py:Echo", "own_tasks:Echo"):
+        assert make_task("echo", TaskParameters(), {"echo": place}).num_prompts() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "said"),
+    [
+        ("echo", "nowhere_at_all:Task", "No module named"),
+        ("echo", "nowhere.py:Task", "FileNotFoundError"),
+        ("echo", "own.py:Nothing", "no attribute 'Nothing'"),
+        ("echo", "own.py", "cannot be built"),
+        ("echo", "broken.py:Echo", "ZeroDivisionError"),
+        ("echo", "own.py:Picky", "takes no arguments"),
+        ("echo", "own.py:Half", "has no problem, demonstration, num_prompts, words"),
+        ("ehco", "own.py:Echo", "task.own.echo=own.py:Echo"),
+    ],
+)
+def test_a_task_of_ones_own_that_cannot_work_is_refused(tmp_path, monkeypatch, name, place, said):
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        make_task(name, TaskParameters(), {name: place})
 
 
 @pytest.mark.parametrize(
