@@ -196,7 +196,7 @@ HEADLINES = (
     ("accuracy", "reward/correct/mean", "{:.3f}"),
     ("length", "response_length/mean", "{:.1f}"),
     ("ratio max", "ratio/max", "{:.2f}"),
-    ("mismatch", "mismatch/kl", "{:.1e}"),
+    ("mismatch", "mismatch/logp_abs_diff_mean", "{:.1e}"),
     ("seconds", "perf/step_seconds", "{:.1f}"),
 )
 """What one line of the console says of a step: label, metric, format. A metric that is not logged is left out."""
@@ -310,7 +310,14 @@ class WandbTracker(RunTracker):
             mode=os.environ.get("WANDB_MODE", config.wandb),  # type: ignore[arg-type]
             resume="allow",
             config=dict(run_config),
-            settings=wandb.Settings(console="off", init_timeout=60, quiet=True),
+            settings=wandb.Settings(
+                console="off",
+                quiet=True,
+                init_timeout=60,
+                login_timeout=60,
+                finish_timeout=120,
+                finish_timeout_raises=True,
+            ),
         )
 
     def _guard(self, what: str, call: Callable[[], object]) -> None:
