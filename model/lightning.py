@@ -134,10 +134,10 @@ def _decay(slope_H: Tensor, steps: Tensor) -> Tensor:
 
 
 def _to_blocks(x_THd: Tensor, blocks: Blocks) -> Tensor:
-    """[T, H, d] -> [C, H, B, d], zeros behind the end."""
+    """[T, H, d] -> [C, H, B, d], zeros behind the end; copied once, or every product would copy it again."""
     padding = blocks.num_blocks * blocks.size - len(x_THd)
-    padded = F.pad(x_THd, (0, 0, 0, 0, 0, padding))
-    return padded.view(blocks.num_blocks, blocks.size, *x_THd.shape[1:]).transpose(1, 2)
+    padded = F.pad(x_THd, (0, 0, 0, 0, 0, padding)) if padding else x_THd
+    return padded.unflatten(0, (blocks.num_blocks, blocks.size)).transpose(1, 2).contiguous()
 
 
 def _scan(update_C: Tensor, decay_H: Tensor, through_C: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Shapes: T tokens, D model width, E experts, k experts per token, f expert width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,54 @@ class Router(nn.Module):
         return self
 
 
+class _Mix(torch.autograd.Function):
+    """Each expert on its own tokens, start to end while they are in the cache, and the same in reverse.
+
+    Autograd would gather, multiply, weigh and scatter whole rows of T * k tokens between each two products. Only
+    what enters an expert's nonlinearity is kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TD: Tensor, weight_Tk: Tensor, gate_up: Tensor, down: Tensor, expert_Tk: Tensor, counts_E: Tensor
+    ) -> Tensor:
+        order = expert_Tk.flatten().argsort(stable=True)
+        visits = order.split(counts_E.tolist())  # places in the flat [T * k] list of visits, expert by expert
+        out_TD = torch.zeros_like(x_TD)
+        kept = []
+        for e, visit in enumerate(visits):
+            token = visit // weight_Tk.shape[1]
+            inner = F.linear(x_TD.index_select(0, token), gate_up[e])
+            weight = weight_Tk.flatten().index_select(0, visit).to(x_TD.dtype)
+            out_TD.index_add_(0, token, F.linear(_gated(inner).mul_(weight[:, None]), down[e]))
+            kept.append(inner)
+        ctx.save_for_backward(x_TD, weight_Tk, gate_up, down, *visits, *kept)
+        return out_TD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_TD, weight_Tk, gate_up, down, *saved = ctx.saved_tensors
+        grad_x, grad_weight = torch.zeros_like(x_TD), torch.empty_like(weight_Tk)
+        grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
+        flat_weight, flat_grad_weight = weight_Tk.flatten(), grad_weight.view(-1)
+        for e, (visit, inner) in enumerate(zip(saved[: len(down)], saved[len(down) :], strict=True)):
+            token = visit // weight_Tk.shape[1]
+            x, grad = x_TD.index_select(0, token), grads[0].index_select(0, token)
+            weight = flat_weight.index_select(0, visit).to(x.dtype)[:, None]
+            gate, up = inner.chunk(2, dim=-1)
+            silu = F.silu(gate)
+            gated = silu * up
+            grad_gated = grad @ down[e]
+            flat_grad_weight[visit] = torch.linalg.vecdot(grad_gated, gated).to(weight_Tk.dtype)
+            torch.mm(grad.T, gated.mul_(weight), out=grad_down[e])
+            grad_gated.mul_(weight)
+            grad_gate = torch.ops.aten.silu_backward(grad_gated * up, gate)
+            grad_inner = torch.cat([grad_gate, grad_gated.mul_(silu)], dim=-1)
+            torch.mm(grad_inner.T, x, out=grad_gate_up[e])
+            grad_x.index_add_(0, token, grad_inner @ gate_up[e])
+        return grad_x, grad_weight, grad_gate_up, grad_down, None, None
+
+
 class Experts(nn.Module):
     """The experts' weights, stacked: gate_up_proj [E, 2f, D] (gate rows first) and down_proj [E, D, f]."""
 
@@ -87,16 +136,8 @@ class Experts(nn.Module):
         """Sum over each token's experts of weight * W2(SiLU(W1 x) * W3 x) -> [T, D]."""
         if len(x_TD) <= DENSE_TOKENS and not torch.is_grad_enabled():
             return self._all_experts(x_TD, weight_Tk, expert_Tk)
-        num_chosen = expert_Tk.shape[1]
-        order = expert_Tk.flatten().argsort(stable=True)
-        token = order // num_chosen
-        parts = x_TD.index_select(0, token).split(counts_E.tolist())
-        outs = [
-            F.linear(_gated(F.linear(part, gate_up)), down)
-            for part, gate_up, down in zip(parts, self.gate_up_proj, self.down_proj, strict=True)
-        ]
-        weight = weight_Tk.flatten().index_select(0, order).to(x_TD.dtype)
-        return torch.zeros_like(x_TD).index_add(0, token, torch.cat(outs) * weight[:, None])
+        mixed: Tensor = _Mix.apply(x_TD, weight_Tk, self.gate_up_proj, self.down_proj, expert_Tk, counts_E)
+        return mixed
 
     def _all_experts(self, x_TD: Tensor, weight_Tk: Tensor, expert_Tk: Tensor) -> Tensor:
         num_experts, width, _ = self.down_proj.shape
