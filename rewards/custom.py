@@ -62,7 +62,7 @@ class CustomReward:
         except Exception as error:
             raise RewardError(
                 f"The reward function {self._name} in {self._file}, line {_line_in(self._file, error)}, raised "
-                f"{type(error).__name__}: {error} on prompt {prompt.id}; mend it, or let it return a number there."
+                f"{_sentence(error)} on prompt {prompt.id}; mend it, or let it return a number there."
             ) from error
         if not isinstance(returned, Mapping):
             returned = {"answer" if score is None else "custom": returned}
@@ -72,10 +72,10 @@ class CustomReward:
     def _check_parts(self, parts: Mapping[Any, Any], prompt: Prompt, *, is_verifier: bool) -> None:
         who = f"The reward function {self._name} in {self._file}, line {self._first_line},"
         for name, value in parts.items():
-            if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            if not _is_finite_number(value):
                 raise RewardError(
-                    f"{who} returned {value!r} for the part {name!r} on prompt {prompt.id}, but a reward must be a "
-                    "finite number; mend it, or let it return a number there."
+                    f"{who} returned {repr(value)[:80]} for the part {name!r} on prompt {prompt.id}, but a reward must "
+                    "be a finite number; mend it, or let it return a number there."
                 )
             if not isinstance(name, str) or name in ("format", "length") or (name == "answer") > is_verifier:
                 raise RewardError(
@@ -104,7 +104,7 @@ class CustomReward:
         except Exception as error:
             raise ConfigError(
                 f"The file {self._file} with the reward function {self._name} cannot be imported: line "
-                f"{_line_in(self._file, error)} raised {type(error).__name__}: {error}; mend the file."
+                f"{_line_in(self._file, error)} raised {_sentence(error)}; mend the file."
             ) from error
         if not inspect.isfunction(module.__dict__.get(self._name)):
             raise ConfigError(
@@ -126,6 +126,18 @@ class CustomReward:
                 f"The reward function in {self._file} must read {_FORM.format(name=self._name)}, because it is called "
                 f"that way with {', '.join(_INFO)} as info, but it reads def {self._name}{signature}; change it."
             )
+
+
+def _is_finite_number(value: Any) -> bool:
+    try:
+        return isinstance(value, numbers.Real) and math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        return False
+
+
+def _sentence(error: Exception) -> str:
+    """The error in one line, however many it has."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _line_in(file: Path, error: Exception) -> int | str:

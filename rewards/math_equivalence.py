@@ -9,6 +9,7 @@ What is added, each because math-verify decides otherwise:
 - One answer unless the reference is several: `1,2` does not answer `1`.
 - Brackets that both sides wrote count: the pair (1,2) is not the set {1,2}. So do units: 5 cm is not 5 m.
 - An equation may be multiplied by a number: 2x+4=0 is x+2=0. The constant of integration may be C or K.
+- An equation that is false, 7=5, is wrong, though its last side be right.
 - `i` is the imaginary unit where it is the only symbol.
 """
 
@@ -79,6 +80,8 @@ def _exact(expression: Any) -> Any:
 def _equal(gold: Any, answer: Any) -> bool:
     if _is_several(answer) and not (_is_several(gold) or _has_two_ends(gold)):
         return False
+    if _is_false(answer):
+        return False
     gold, answer = _with_imaginary_unit(gold, answer)
     if verify(
         gold,
@@ -100,6 +103,11 @@ def _is_several(value: Any) -> bool:
 def _has_two_ends(value: Any) -> bool:
     """`(1,2)` is read as an interval, and may have meant the pair."""
     return hasattr(value, "start") and hasattr(value, "end")
+
+
+def _is_false(value: Any) -> bool:
+    """An equation between two different numbers: `7=5` answers nothing."""
+    return isinstance(value, Eq) and not _symbols(value) and simplify(value.lhs - value.rhs) != 0
 
 
 def _symbols(*values: Any) -> set[Any]:

@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from cispo.errors import ConfigError
 from rewards.grader_pool import Ending, GraderPool, GraderPoolConfig
 
-FAST = GraderPoolConfig(size=1, deadline_seconds=0.3, tries=2)
+FAST = GraderPoolConfig(size=1, deadline_seconds=1.0, tries=2)
+FAST_ONCE = GraderPoolConfig(size=1, deadline_seconds=1.0, tries=1)
 PATIENT = GraderPoolConfig(size=2, deadline_seconds=20.0)
 
 
@@ -58,7 +60,7 @@ def test_first_call_starts_one_worker_that_later_calls_keep(pools):
 
 
 def test_hang_is_killed_at_the_deadline_and_the_next_call_is_served(pools):
-    pool = pools(FAST)
+    pool = pools(FAST_ONCE)
     assert pool.call("1").value == 1
     (stuck,) = pool.pids
     outcome = pool.call("9**9**9")  # one C call that never looks at a signal handler

@@ -4,10 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import pytest
-from cispo.errors import ConfigError, RewardError
-from cispo.types import Verdict
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cispo.errors import ConfigError, RewardError
+from cispo.types import Verdict
 from rewards.answer_limits import AnswerLimits, too_big
 from rewards.grader_pool import GraderPoolConfig
 from rewards.math_answer import MathAnswer, MathAnswerConfig
@@ -237,13 +238,24 @@ def test_ordinary_size_is_not_refused(answer):
     assert too_big(answer, AnswerLimits()) is None
 
 
-@pytest.mark.parametrize("answer", [r"\binom{100000000}{50000000}", r"\prod_{k=1}^{10000000} k"])
-def test_hostile_value_ends_at_the_deadline(answer):
-    verifier = MathAnswer(MathAnswerConfig(pool=GraderPoolConfig(size=1, deadline_seconds=0.5, tries=1)))
-    score = verifier.score(boxed(answer), "1")
-    assert (score.verdict, score.value) == (Verdict.GRADER_TIMEOUT, 0.0)
+def test_hostile_value_ends_at_the_deadline():
+    verifier = MathAnswer(MathAnswerConfig(pool=GraderPoolConfig(size=1, deadline_seconds=2.0, tries=1)))
+    for answer in (r"\binom{100000000}{50000000}", r"\prod_{k=1}^{10000000} k"):
+        score = verifier.score(boxed(answer), "1")
+        assert (score.verdict, score.value) == (Verdict.GRADER_TIMEOUT, 0.0)
     assert verifier.score(boxed(r"\sqrt{4}"), "2").correct, "the next answer is graded by a fresh worker"
     verifier.close()
+
+
+@pytest.mark.parametrize("gold", ["5", r"\sqrt{5}"])
+@pytest.mark.parametrize(
+    "hedge",
+    ["@,7", "7,@", "@;7", r"@ \text{ or } 7", "@ or 7", "7 or @", r"@ \quad 7", r"@\pm 2", r"@\\7", r"\{@,7\}", "7=@"]
+    + [r"\text{7 or }@", r"@\text{ or }7\text{ or }8", "(@,@)", "@<7", r"\begin{cases}@\\7\end{cases}", "a=@,b=7"]
+    + [r"\frac{0}{0}", r"\infty-\infty", "x", r"\mathbb{R}", r"\emptyset", r"\text{}", "@...7", "7@"],
+)
+def test_naming_several_values_or_none_does_not_pay(grader, gold, hedge):
+    assert not grader.score(boxed(hedge.replace("@", gold)), gold).correct
 
 
 def test_answer_is_never_run_as_python(grader, tmp_path):
@@ -259,7 +271,7 @@ def test_answer_is_never_run_as_python(grader, tmp_path):
 
 
 def test_threads_share_one_grader(grader):
-    pairs = [(r"\sqrt{%d}" % (n * n), str(n)) for n in range(2, 10)] * 4
+    pairs = [(f"\\sqrt{{{n * n}}}", str(n)) for n in range(2, 10)] * 4
     with ThreadPoolExecutor(8) as threads:
         scores = list(threads.map(lambda pair: grader.score(boxed(pair[0]), pair[1]), pairs))
         wrong = list(threads.map(lambda pair: grader.score(boxed(pair[0] + "+1"), pair[1]), pairs))
