@@ -3,7 +3,7 @@
 "use strict";
 
 const RUN = JSON.parse(document.getElementById("run-data").textContent);
-const STEPS = RUN.metrics.step || [];
+const STEPS = RUN.metrics.step ?? [];
 
 function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -36,7 +36,7 @@ function count(number) {
 // The accuracies before and after RL as {measure: {set: [first, last]}}: from summary.json, or from what is logged so far.
 function firstAndLast() {
   const measures = {};
-  const note = (measure, set, first, last) => ((measures[measure] ??= {})[set] = [first, last]);
+  const note = (measure, set, ...values) => ((measures[measure] ??= {})[set] = values);
   if (RUN.summary?.eval?.first && RUN.summary.eval.last) {
     for (const [measure, sets] of Object.entries(RUN.summary.eval.first))
       for (const [set, value] of Object.entries(sets)) note(measure, set, value, RUN.summary.eval.last[measure]?.[set]);
@@ -44,7 +44,7 @@ function firstAndLast() {
   }
   for (const [name, curve] of Object.entries(RUN.accuracy)) {
     const cut = name.lastIndexOf("/");
-    note(name.slice(cut + 1), name.slice(0, cut), curve.values[0], curve.values.at(-1));
+    note(name.slice(cut + 1), name.slice(0, cut), ...(curve.values.length > 1 ? [curve.values[0], curve.values.at(-1)] : curve.values));
   }
   return measures;
 }

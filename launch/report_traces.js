@@ -123,7 +123,7 @@ const clamp = (value) => Math.max(-1, Math.min(1, value));
 const tint = (hue, strength) => `rgba(${colour(hue)}, ${(0.6 * strength).toFixed(3)})`;
 
 function showTrace(trace) {
-  if (!trace) return at("trace").replaceChildren(element("p", { class: "note" }, "Choose a trace on the left."));
+  if (!trace) return at("trace").replaceChildren(element("p", { class: "note" }, "No trace is chosen."));
   const siblings = element("button", { type: "button", class: "link" }, trace.prompt_id);
   siblings.addEventListener("click", () => showOnly(trace.prompt_id));
   const verdict = element("b", { class: trace.correct ? "good" : "bad" }, trace.verdict.replace(/_/g, " "));
@@ -209,6 +209,7 @@ function startReader() {
     : embedded < RUN.num_traces
       ? `${embedded} of the ${RUN.num_traces} traces in rollouts/, the same share of each step.`
       : `${embedded} traces.`;
+  at("filters").hidden = at("reader").hidden = !embedded;
   fillFilters();
   let waiting;
   at("filters").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(applyFilters, 120); });

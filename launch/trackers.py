@@ -7,11 +7,9 @@ resumed; for that the loop logs and evaluates a step before it saves the checkpo
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +20,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from cispo.errors import ConfigError, DataError
+from cispo.errors import ConfigError
+from launch.run_files import json_lines, json_ready, read_jsonl, rollout_files, write_atomically, write_summary
 
 LOGGER = logging.getLogger("cispo.tracking")
 
@@ -161,17 +160,17 @@ class JsonlTracker(RunTracker):
         record = {"step": step, **metrics}
         if step == self._last_step:
             *earlier, same = read_jsonl(self._metrics)
-            write_atomically(self._metrics, _lines([*earlier, {**same, **record}]))
+            write_atomically(self._metrics, json_lines([*earlier, {**same, **record}]))
         else:
             with self._metrics.open("a", encoding="utf-8") as file:
-                file.write(_lines([record]))
+                file.write(json_lines([record]))
                 file.flush()
                 os.fsync(file.fileno())
         self._last_step = step
 
     def rollouts(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Write rollouts/step_N.jsonl, complete or not at all."""
-        write_atomically(self._rollouts / f"step_{step}.jsonl", _lines(records))
+        write_atomically(self._rollouts / f"step_{step}.jsonl", json_lines(records))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
@@ -184,7 +183,7 @@ class JsonlTracker(RunTracker):
             for record in (read_jsonl(self._metrics) if self._metrics.exists() else [])
             if record["step"] <= resumed_step
         ]
-        write_atomically(self._metrics, _lines(kept))
+        write_atomically(self._metrics, json_lines(kept))
         for step, path in rollout_files(self._folder):
             if step > resumed_step:
                 path.unlink()
@@ -342,64 +341,3 @@ def saved_run_id(run_folder: Path) -> str:
     if not path.exists():
         write_atomically(path, secrets.token_hex(4) + "\n")
     return path.read_text(encoding="utf-8").strip()
-
-
-def write_summary(run_folder: Path, summary: Mapping[str, Any]) -> Path:
-    """Write summary.json, complete or not at all; a number that is not finite becomes null."""
-    path = run_folder / "summary.json"
-    write_atomically(path, json.dumps(json_ready(summary), indent=2, allow_nan=False) + "\n")
-    return path
-
-
-def rollout_files(run_folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of every rollouts/step_N.jsonl, in the order of steps."""
-    names = ((re.fullmatch(r"step_(\d+)\.jsonl", p.name), p) for p in (run_folder / "rollouts").glob("*"))
-    return sorted((int(match[1]), path) for match, path in names if match)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file.
-
-    A last line without its end is what a killed run leaves, and is ignored; any other bad line raises DataError.
-    """
-    *lines, unfinished = path.read_text(encoding="utf-8").split("\n")
-    del unfinished  # "" when the file ends as it should
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number} is not JSON ({error}): {line[:80]!r}") from error
-    return records
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a reader, or a crash of the machine, sees the old text or the new and nothing else."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def json_ready(value: Any) -> Any:
-    """The same value in what strict JSON knows: numpy scalars as numbers, NaN and infinities as null."""
-    if isinstance(value, Mapping):
-        return {str(key): json_ready(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(item) for item in value]
-    if hasattr(value, "item"):  # a numpy or torch scalar
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _lines(records: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(json_ready(record), allow_nan=False) + "\n" for record in records)

@@ -12,16 +12,8 @@ from xml.etree import ElementTree
 import pytest
 
 from cispo.errors import DataError
-from launch.report import (
-    Curve,
-    accuracy_curves,
-    accuracy_svg,
-    curves_svg,
-    read_traces,
-    report_data,
-    script_json,
-    write_report,
-)
+from launch.accuracy_chart import Curve, accuracy_svg
+from launch.report import accuracy_curves, curves_svg, read_traces, report_data, script_json, write_report
 from launch.trackers import JsonlTracker
 
 HOSTILE = "</script><script>document.title='owned'</script><!-- <img src=x onerror=alert(1)> {{data}} \u2028"

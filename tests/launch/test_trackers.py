@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from cispo.errors import ConfigError, DataError
+from launch.run_files import read_jsonl, write_summary
 from launch.trackers import (
     ConsoleTracker,
     JsonlTracker,
@@ -19,9 +20,7 @@ from launch.trackers import (
     TrackingConfig,
     WandbTracker,
     open_trackers,
-    read_jsonl,
     saved_run_id,
-    write_summary,
 )
 
 
