@@ -133,10 +133,10 @@ function verdictAreas() {
     .map(({ name, label }) => line(name, { label, stackgroup: "verdicts", line: { width: 0.5 } }));
 }
 
-// A total among the phases would count every second twice, so it is left out of the stack.
+// The cold start's seconds stand at step 0 and would dwarf every step, so they are left out.
 function timingBars() {
   return names(/^timing_s\//)
-    .filter((name) => !/\/(step|total)$/.test(name))
+    .filter((name) => RUN.metrics[name].some((value, i) => value != null && STEPS[i] > 0))
     .map((name) => ({ type: "bar", x: STEPS, y: RUN.metrics[name], name: plain(name.replace("timing_s/", "").replace(/_/g, " ")) }));
 }
 
