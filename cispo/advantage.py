@@ -73,17 +73,20 @@ def assign_credit(groups: Sequence[Group], *, normalise: str = "std") -> list[Sa
         spread = float(usable.std())
         advantages = [a / spread if spread > 0 else a for a in advantages]
     return [
-        _sample(group.index, trajectory, float(advantage))
+        _sample(group.index, member, trajectory, float(advantage))
         for group, advantages_G in zip(groups, advantages, strict=True)
-        for trajectory, score, advantage in zip(group.trajectories, group.scores, advantages_G, strict=True)
+        for member, (trajectory, score, advantage) in enumerate(
+            zip(group.trajectories, group.scores, advantages_G, strict=True)
+        )
         if score.usable and trajectory.num_actions
     ]
 
 
-def _sample(group: int, trajectory: Trajectory, advantage: float) -> Sample:
+def _sample(group: int, member: int, trajectory: Trajectory, advantage: float) -> Sample:
     mask_T = trajectory.action_mask_T & np.isfinite(trajectory.behaviour_logp_T)
     return Sample(
         group=group,
+        member=member,
         tokens_T=trajectory.token_ids_T,
         mask_T=mask_T,
         behaviour_logp_T=np.where(mask_T, trajectory.behaviour_logp_T, 0.0).astype(np.float32),

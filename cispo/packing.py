@@ -86,7 +86,7 @@ def pack_rows(
 
 
 def _split_by_group(samples: Sequence[Sample], num_batches: int) -> list[list[Sample]]:
-    """Deal groups to batches, the longest first and each to the shortest batch so far among those with fewest groups."""
+    """Deal groups to batches, the longest first, each to the shortest batch among those with fewest groups."""
     by_group: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_group[sample.group].append(sample)
@@ -141,4 +141,5 @@ def _row(samples: Sequence[Sample], weights: Sequence[float], version: int) -> P
         advantage_T=np.concatenate([sample.advantage_T for sample in samples]),
         weight_T=np.where(mask_T, weight_T, 0.0).astype(np.float32),
         age_T=np.where(version_T >= 0, version - version_T, -1).astype(np.int64),
+        members=tuple((sample.group, sample.member) for sample in samples),
     )

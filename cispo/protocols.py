@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cispo.optimizer import OptimizerConfig
 from cispo.types import (
     Group,
     Harvest,
@@ -65,11 +66,18 @@ class RolloutSource(Protocol):
     def take(self, num_groups: int, *, oldest_version: int, keep: Callable[[Group], bool]) -> Harvest:
         """Draw prompts until `num_groups` groups pass `keep` and are no older than `oldest_version`.
 
-        Waits for the workers. Raises DeadlineExceeded when none answers in time and NoSignal at the draw limit.
+        Waits for the workers; raises DeadlineExceeded when none answers in time. Returns fewer groups, perhaps none,
+        when the draw limit is reached: the harvest says how many were flat, stale or failed.
         """
 
-    def load_weights(self, weights: WeightStream, version: int) -> None:
-        """Give every worker the weights of `version`; returns once all of them sample with it."""
+    def sample(self, prompts: Sequence[Prompt], *, num_samples: int, greedy: bool) -> list[Group]:
+        """One scored group for each prompt, in order, outside the training stream. Seeds depend on the prompt alone."""
+
+    def load_weights(self, package: Any, version: int) -> None:
+        """Give every worker the weights of `version`; returns once all of them sample with it.
+
+        `package` is what the weight sync made: opaque here, because it may be a reference into an object store.
+        """
 
     def state(self) -> State:
         """Data cursor, draw counter and prompts that were drawn but not finished."""
@@ -87,8 +95,8 @@ class Learner(Protocol):
     def weights(self) -> WeightStream:
         """The present weights, in the checkpoint's names."""
 
-    def reset_optimizer(self) -> None:
-        """Forget the moments, as between cold start and RL."""
+    def new_optimizer(self, config: OptimizerConfig) -> None:
+        """Forget the moments and begin with these settings, as between cold start and RL."""
 
     def save(self, folder: Path) -> None:
         """Write everything that a restart needs into `folder`."""
@@ -131,7 +139,10 @@ class Tracker(Protocol):
         """The numbers of one step."""
 
     def rollouts(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
-        """The trajectories trained on at one step, as written to rollouts/step_N.jsonl."""
+        """The trajectories trained on at one step, made by cispo.records."""
+
+    def phase(self, name: str, done: int, total: int, **numbers: float) -> None:
+        """Progress inside something long that is not a step: "cold start" or "evaluation"."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """The run is over."""

@@ -7,15 +7,44 @@ makes the records because only it knows the advantages; the trackers in launch/ 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cispo.types import Floats, Group, Sample, Trajectory
+from cispo.types import Floats, Group, PackedBatch, Trajectory, UpdateResult
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text. It should show special tokens, or a stop token is invisible to the reader."""
+
+
+@dataclass(frozen=True)
+class LearntStream:
+    """What the updates of a step made of one trajectory.
+
+    `ratio_T` float32 [T] is the importance ratio before the update that used it, NaN where not learnt from.
+    """
+
+    advantage: float | None
+    ratio_T: Floats | None
+
+
+def learnt_streams(
+    batches: Sequence[PackedBatch], updates: Sequence[UpdateResult]
+) -> dict[tuple[int, int], LearntStream]:
+    """Take the rows of a step's updates apart again, by (group index, member)."""
+    streams = {}
+    for batch, update in zip(batches, updates, strict=False):  # kl_stop leaves batches without an update
+        for row, logp_T in zip(batch.rows, update.logp_rows, strict=True):
+            ratio_T = np.exp(logp_T - row.behaviour_logp_T)
+            for n, member in enumerate(row.members):
+                span = slice(row.cu_seqlens[n], row.cu_seqlens[n + 1])
+                advantage_A = row.advantage_T[span][row.mask_T[span]]
+                advantage = float(advantage_A.mean()) if len(advantage_A) else None
+                streams[member] = LearntStream(advantage, ratio_T[span])
+    return streams
+
 
 LOGP_DECIMALS = 5
 """Digits kept of a log-probability or a ratio: enough to see a mismatch of 1e-5, a third of the bytes."""
@@ -69,12 +98,7 @@ def rollout_record(
 
 
 def rollout_records(
-    groups: Sequence[Group],
-    samples: Sequence[Sample],
-    decode: Decode,
-    *,
-    ratios: Sequence[Floats] | None = None,
-    limit: int = 0,
+    groups: Sequence[Group], learnt: Mapping[tuple[int, int], LearntStream], decode: Decode, *, limit: int = 0
 ) -> list[dict[str, Any]]:
     """The records of one step, group by group.
 
@@ -83,25 +107,15 @@ def rollout_records(
 
     Args:
         groups: the groups trained on.
-        samples: what `assign_credit(groups)` made of them, in its order.
+        learnt: by (group index, member), what the updates made of a trajectory; one may be missing.
         decode: token ids to text.
-        ratios: for each sample float32 [T], current over behaviour probability; None if not known.
         limit: the most records to make; 0 is all.
     """
     records: list[dict[str, Any]] = []
-    credited = _samples_of_members(groups, samples)
     for group in _evenly_chosen(groups, limit):
         for member in range(len(group.trajectories)):
-            position = credited.get((group.index, member))  # None: it could not be scored, so it has no sample
-            records.append(
-                rollout_record(
-                    group,
-                    member,
-                    decode,
-                    advantage=None if position is None else _advantage(samples[position]),
-                    ratio_T=None if position is None or ratios is None else ratios[position],
-                )
-            )
+            stream = learnt.get((group.index, member), LearntStream(None, None))
+            records.append(rollout_record(group, member, decode, advantage=stream.advantage, ratio_T=stream.ratio_T))
     return records[:limit] if limit else records
 
 
@@ -126,27 +140,11 @@ def token_strings(token_ids: Sequence[int], decode: Decode) -> list[str]:
     return strings
 
 
-def _samples_of_members(groups: Sequence[Group], samples: Sequence[Sample]) -> dict[tuple[int, int], int]:
-    """(group index, member) -> position in `samples`, by the rule of assign_credit that leaves out unusable ones."""
-    members = [
-        (group.index, member)
-        for group in groups
-        for member, (trajectory, score) in enumerate(zip(group.trajectories, group.scores, strict=True))
-        if score.usable and trajectory.num_actions
-    ]
-    return {member: position for member, position, _ in zip(members, range(len(members)), samples, strict=True)}
-
-
 def _evenly_chosen(groups: Sequence[Group], limit: int) -> Sequence[Group]:
     if not (limit and groups):
         return groups
     num_chosen = min(len(groups), math.ceil(limit / max(len(group.trajectories) for group in groups)))
     return [groups[i] for i in np.linspace(0, len(groups) - 1, num_chosen).round().astype(int)]
-
-
-def _advantage(sample: Sample) -> float | None:
-    """Mean over the learnt tokens; they are all equal unless credit is given per token."""
-    return float(sample.advantage_T[sample.mask_T].mean()) if sample.num_learnt else None
 
 
 def _action_numbers(values_T: Floats, trajectory: Trajectory, response: slice) -> list[float | None]:

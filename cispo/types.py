@@ -13,10 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # metrics need torch; prompts, rewards and their helper processes do not
+    from cispo.metrics import Metric
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -157,13 +160,18 @@ class Harvest:
     drawn: int
     seen: tuple[Group, ...]
 
+    @property
+    def num_generated(self) -> int:
+        """Action tokens that the workers sampled for it."""
+        return sum(t.num_actions for group in self.seen for t in group.trajectories)
+
 
 @dataclass(frozen=True)
 class Sample:
     """One trajectory with the credit of each token; what packing consumes.
 
     Attributes:
-        group: index of its group, so that weights can be taken per prompt group.
+        group, member: index of its group and its place in it: who it is, and whose weights it shares.
         tokens_T: int64.
         mask_T: True where the token is learnt from (an action with a finite behaviour log-probability).
         behaviour_logp_T: float32, 0 outside the mask.
@@ -172,6 +180,7 @@ class Sample:
     """
 
     group: int
+    member: int
     tokens_T: Ints
     mask_T: Bools
     behaviour_logp_T: Floats
@@ -193,6 +202,7 @@ class PackedRow:
         cu_seqlens: int64 [N + 1], the borders of the sequences: 0, len_0, len_0 + len_1, ..., T.
         mask_T, behaviour_logp_T, advantage_T: as in Sample.
         weight_T: float32, the aggregation over the *whole update*; a sum of weight * x is the wanted mean of x.
+        members: for each of the N sequences the (group, member) that it is.
         age_T: int64, versions between the policy that sampled the token and the one that learns; -1 if not an action.
     """
 
@@ -204,6 +214,7 @@ class PackedRow:
     advantage_T: Floats
     weight_T: Floats
     age_T: Ints
+    members: tuple[tuple[int, int], ...]
 
     @property
     def num_tokens(self) -> int:
@@ -265,7 +276,8 @@ class UpdateResult:
         lr: the learning rate that was used, after the kl_step guard.
         kl: k3 estimate of KL(behaviour || current) before the update, mean over learnt tokens.
         skipped: why no step was made ("kl_stop", "nonfinite"), or "" if one was.
-        metrics: reduced over the batch, by documented name.
+        metrics: over the batch, by documented name; they merge with those of the step's other updates.
+        logp_rows: for each row float32 [T], the log-probabilities before the update; NaN where not learnt from.
     """
 
     loss: float
@@ -273,7 +285,8 @@ class UpdateResult:
     lr: float
     kl: float
     skipped: str = ""
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    logp_rows: tuple[Floats, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -282,11 +295,20 @@ class Progress:
 
     Attributes:
         step: steps finished; also the version of the weights.
-        generated_tokens, trained_tokens: action tokens sampled, and tokens learnt from, since the start.
-        best_eval: the best sampled accuracy over all tasks so far; NaN before the first evaluation.
+        generated_tokens, trained_tokens: action tokens sampled for training, and tokens learnt from, since the start.
+        barren_steps: steps in a row that found no group with a signal.
     """
 
     step: int = 0
     generated_tokens: int = 0
     trained_tokens: int = 0
-    best_eval: float = float("nan")
+    barren_steps: int = 0
+
+    def after(self, harvest: Harvest, trained_tokens: int) -> Progress:
+        """Where the run stands after a step with this intake."""
+        return Progress(
+            step=self.step + 1,
+            generated_tokens=self.generated_tokens + harvest.num_generated,
+            trained_tokens=self.trained_tokens + trained_tokens,
+            barren_steps=0 if harvest.groups else self.barren_steps + 1,
+        )

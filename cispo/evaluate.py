@@ -1,0 +1,107 @@
+"""Held-out accuracy: greedy once, and sampled k times for mean@k and pass@k, by task and over all tasks.
+
+pass@k is the unbiased estimate of Chen et al. (arXiv 2107.03374, equation 1): 1 - C(n - c, k) / C(n, k) of n samples,
+c of them correct.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cispo.errors import ConfigError
+from cispo.protocols import RolloutSource
+from cispo.types import Group, Prompt
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured.
+
+    Attributes:
+        num_prompts: held-out prompts of each task.
+        num_samples: sampled answers to each, at the training temperature.
+        pass_at: the k of pass@k; at most num_samples.
+        greedy: measure greedy decoding too.
+    """
+
+    num_prompts: int = 128
+    num_samples: int = 4
+    pass_at: int = 4
+    greedy: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.num_prompts, self.num_samples, self.pass_at) < 1 or self.pass_at > self.num_samples:
+            raise ConfigError(
+                f"evaluation needs num_prompts, num_samples and pass_at of at least 1 and pass_at <= num_samples; got "
+                f"{self.num_prompts}, {self.num_samples} and {self.pass_at}."
+            )
+
+
+Measure = Callable[[Group], float]
+
+
+class HeldOutEvaluator:
+    """Implements the Evaluator protocol on the rollout workers, with whatever weights they have."""
+
+    def __init__(
+        self,
+        rollouts: RolloutSource,
+        prompts: Sequence[Prompt],
+        config: EvaluationConfig,
+    ) -> None:
+        self.rollouts = rollouts
+        self.prompts = list(prompts)
+        self.config = config
+        self.last_groups: list[Group] = []
+
+    def evaluate(self) -> dict[str, float]:
+        """`eval/<task>/mean@k`, `eval/<task>/pass@k`, `eval/<task>/greedy`; `all` is the mean over tasks.
+
+        An answer that could not be scored is left out of its mean.
+        """
+        config = self.config
+        metrics: dict[str, float] = {}
+        sampled = self.rollouts.sample(self.prompts, num_samples=config.num_samples, greedy=False)
+        self.last_groups = sampled
+        metrics |= by_task(sampled, f"mean@{config.num_samples}", mean_correct)
+        metrics |= by_task(sampled, f"pass@{config.pass_at}", lambda group: pass_at_k(group, config.pass_at))
+        if config.greedy:
+            metrics |= by_task(self.rollouts.sample(self.prompts, num_samples=1, greedy=True), "greedy", mean_correct)
+        return metrics
+
+
+def by_task(groups: Sequence[Group], what: str, measure: Measure) -> dict[str, float]:
+    """`eval/<task>/<what>` for each task and, as the mean over tasks, for `all`; NaN measures are left out."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for group in groups:
+        value = measure(group)
+        if not math.isnan(value):
+            values[group.prompt.task].append(value)
+    means = {task: sum(entries) / len(entries) for task, entries in sorted(values.items())}
+    if means:
+        means["all"] = sum(means.values()) / len(means)
+    return {f"eval/{task}/{what}": value for task, value in means.items()}
+
+
+def mean_correct(group: Group) -> float:
+    """Share of the group's usable answers that are correct; NaN if none is usable."""
+    correct = [score.correct for score in group.scores if score.usable]
+    return sum(correct) / len(correct) if correct else math.nan
+
+
+def pass_at_k(group: Group, k: int) -> float:
+    """Unbiased estimate of the chance that one of k answers is correct; NaN with fewer than k usable ones."""
+    correct = [score.correct for score in group.scores if score.usable]
+    n, c = len(correct), sum(correct)
+    if n < k:
+        return math.nan
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def best_sampled(metrics: Mapping[str, float]) -> float:
+    """The sampled accuracy over all tasks; NaN if the metrics hold none."""
+    found = [value for name, value in metrics.items() if name.startswith("eval/all/mean@")]
+    return found[0] if found else math.nan

@@ -1,0 +1,79 @@
+"""Forward and loss of one packed row: the part of an update that every learner shares.
+
+The log-probability of token t comes from the hidden state at t - 1, so it is computed only where a token is learnt
+from: the head, the largest matrix product of a small model, never sees prompt tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cispo.loss import cispo_loss, mismatch_metrics
+from cispo.metrics import Mean, Metric
+from cispo.types import Floats, PackedRow, UpdateSettings
+from model import HybridLM, Routing
+
+
+@dataclass(frozen=True)
+class RowOutput:
+    """What one row gives: the scalar to differentiate, metrics, and the log-probabilities (float32 [T], NaN gaps)."""
+
+    loss: Tensor
+    metrics: dict[str, Metric]
+    logp_T: Floats
+
+
+def row_loss(lm: HybridLM, row: PackedRow, settings: UpdateSettings, *, share: float, fresh_weights: bool) -> RowOutput:
+    """The loss of `row` under `lm`, with a graph.
+
+    Args:
+        lm: the policy.
+        row: one packed row.
+        settings: ratio band, mask, temperature and router coefficient.
+        share: the row's part of the update's tokens. It weighs the router's balancing loss, which is taken over each
+            row by itself: the one term that depends on how an update is split.
+        fresh_weights: the weights are those that were last published, so tokens of age 0 show the mismatch.
+    """
+    device = next(lm.parameters()).device
+    tokens_T = torch.from_numpy(row.tokens_T).to(device)
+    learnt_A = torch.from_numpy(np.flatnonzero(row.mask_T)).to(device)
+
+    routing = Routing()
+    hidden_TD = lm(
+        tokens_T, torch.from_numpy(row.positions_T).to(device), torch.from_numpy(row.cu_seqlens).to(device), routing
+    )
+    logp_A, entropy_A = lm.logp_and_entropy(hidden_TD[learnt_A - 1], tokens_T[learnt_A], settings.temperature)
+
+    def learnt(stream_T: np.ndarray) -> Tensor:
+        return torch.from_numpy(stream_T).to(device)[learnt_A]
+
+    behaviour_A = learnt(row.behaviour_logp_T)
+    everything_A = torch.ones_like(learnt_A, dtype=torch.bool)
+    output = cispo_loss(
+        logp_A,
+        behaviour_A,
+        learnt(row.advantage_T),
+        learnt(row.weight_T),
+        everything_A,
+        ratio_cap=settings.ratio_cap,
+        ratio_floor=settings.ratio_floor,
+        mask_above=settings.mask_above,
+        mask_below=settings.mask_below,
+    )
+    metrics = dict(output.metrics)
+    metrics["actor/entropy"] = Mean.of(entropy_A, everything_A)
+    loss = output.loss
+    if routing.logits:
+        auxiliary = routing.aux_loss()
+        metrics["moe/aux_loss"] = Mean(float(auxiliary.detach()) * share, share)
+        metrics["moe/load_imbalance"] = Mean(routing.load_imbalance() * share, share)
+        loss = loss + settings.router_aux_coef * share * auxiliary
+    if fresh_weights:
+        metrics |= mismatch_metrics(logp_A, behaviour_A, learnt(row.age_T) == 0)
+    logp_T = np.full(row.num_tokens, np.nan, dtype=np.float32)
+    logp_T[row.mask_T] = logp_A.detach().cpu().numpy()
+    return RowOutput(loss, metrics, logp_T)

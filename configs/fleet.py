@@ -1,0 +1,82 @@
+"""Where a run's processes live and who is told how it goes; the Configs of launch/, which may import everything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cispo.errors import ConfigError
+
+WANDB_MODES = ("disabled", "offline", "online")
+CLUSTERS = ("local", "inline")
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where the workers and the learner live.
+
+    Attributes:
+        kind: "local" starts Ray on this machine; "inline" runs the same classes in this very process, for debugging.
+        num_workers: rollout workers, each with an engine and its scorers.
+        num_threads: torch threads of each worker.
+        object_store_mb: Ray's shared memory for weights, in MiB.
+        start_seconds: how long actors may take to start.
+        update_seconds: how long the driver waits for one update, or for the learner's weights.
+    """
+
+    kind: str = "local"
+    num_workers: int = 2
+    num_threads: int = 1
+    object_store_mb: int = 256
+    start_seconds: float = 180.0
+    update_seconds: float = 1800.0
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.kind not in CLUSTERS:
+            faults.append(f"cluster.kind must be one of {', '.join(CLUSTERS)}; got {self.kind!r}.")
+        if min(self.num_workers, self.num_threads) < 1:
+            faults.append(
+                f"cluster.num_workers and num_threads must be at least 1; got {self.num_workers}, {self.num_threads}."
+            )
+        if self.object_store_mb < 80:
+            faults.append(
+                f"cluster.object_store_mb must be at least 80, which Ray asks for; got {self.object_store_mb}."
+            )
+        if min(self.start_seconds, self.update_seconds) <= 0:
+            faults.append(
+                f"cluster.start_seconds and update_seconds must be positive; got {self.start_seconds:g}, "
+                f"{self.update_seconds:g}."
+            )
+        if faults:
+            raise ConfigError(*faults)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where a run's numbers go, besides its own folder, which always has them.
+
+    Attributes:
+        wandb: "disabled", "offline" (written below the run's folder, for `wandb sync`) or "online". The variable
+            WANDB_MODE of the environment wins over the last two.
+        project: W&B project.
+        entity: W&B team or user; "" is the account's own.
+        console: show progress: a live bar on a terminal, plain lines elsewhere. False is silent.
+        rollouts_per_step: how many trajectories are written per step; 0 is all that were trained on.
+    """
+
+    wandb: str = "disabled"
+    project: str = "cispo"
+    entity: str = ""
+    console: bool = True
+    rollouts_per_step: int = 64
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.wandb not in WANDB_MODES:
+            faults.append(f"tracking.wandb must be one of {', '.join(WANDB_MODES)}; got {self.wandb!r}.")
+        if not self.project:
+            faults.append('tracking.project must not be empty, because W&B needs one, e.g. "cispo".')
+        if self.rollouts_per_step < 0:
+            faults.append(f"tracking.rollouts_per_step must be 0 (all) or more; got {self.rollouts_per_step}.")
+        if faults:
+            raise ConfigError(*faults)

@@ -1,0 +1,123 @@
+"""RunConfig: the parts' own Configs put together. What a run is, and what the whole command line can say.
+
+The dataclasses hold the defaults; the YAML tree beside this file holds choices (configs/train.yaml). Hydra composes a
+plain dictionary, `configs.strict.from_dict` makes a RunConfig of it, and nothing of Hydra goes further.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cispo.checkpoint import CheckpointConfig
+from cispo.errors import ConfigError
+from cispo.evaluate import EvaluationConfig
+from cispo.learner.config import LearnerConfig
+from cispo.schedule import value_at
+from cispo.sft import SftConfig
+from cispo.trainer import TrainerConfig
+from configs.fleet import ClusterConfig, TrackingConfig
+from model.config import HybridConfig
+from rewards.reward import RewardsConfig
+from rollout.engine import EngineConfig
+from rollout.prompts import TaskConfig
+from rollout.service import RolloutConfig
+from rollout.worker import SamplingConfig
+from sandbox.config import SandboxConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Where the policy comes from.
+
+    Attributes:
+        path: a folder in Hugging Face layout to start from; "" begins with random weights of `shape`.
+        shape: the architecture of a new policy; its vocabulary size is that of the tokenizer.
+    """
+
+    path: str = ""
+    shape: HybridConfig = field(default_factory=HybridConfig)
+
+
+@dataclass(frozen=True)
+class RunConfig(TrainerConfig):
+    """Everything about a run. The root keys are the algorithm's own (cispo.trainer.TrainerConfig); the rest are groups.
+
+    Attributes:
+        name: the run's folder below runs_folder.
+        seed: of weights, prompts and sampling.
+        runs_folder: where runs are kept.
+        model: where the policy comes from.
+        task: what it is trained on.
+        rewards: how a trajectory is judged.
+        sandbox: how the programs that it writes are run.
+        learner: how it is updated.
+        cluster: where the workers and the learner live.
+        engine: size of each worker's engine.
+        sampling: how trajectories are sampled.
+        rollout: how the driver deals with its workers.
+        sft: the cold start.
+        evaluation: what is measured on held-out prompts.
+        checkpoints: how many are kept.
+        tracking: who is told.
+    """
+
+    name: str = "run"
+    seed: int = 1
+    runs_folder: str = "runs"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        faults: list[str] = []
+        try:
+            super().__post_init__()
+        except ConfigError as error:
+            faults.extend(error.faults)
+        if not self.name or self.name in (".", "..") or "/" in self.name:
+            faults.append(f"name must be a plain folder name below {self.runs_folder!r}; got {self.name!r}.")
+        longest = self._longest_window()
+        if longest >= self.engine.max_length:
+            faults.append(
+                f"engine.max_length must exceed sampling.max_new_tokens, because it counts the prompt too; got "
+                f"{self.engine.max_length} and {longest:g}."
+            )
+        if faults:
+            raise ConfigError(*faults)
+
+    def _longest_window(self) -> float:
+        return max(value_at(self.sampling.max_new_tokens, step) for step in range(self.steps + 1))
+
+
+def explain(config: RunConfig) -> list[str]:
+    """What the settings mean together, for the first lines of a run: counts, staleness, and the band of the ratio."""
+    trajectories = config.groups_per_step * config.group_size
+    groups_per_update = config.groups_per_step / config.updates_per_step
+    lines = [
+        f"{config.steps} steps of {config.groups_per_step} prompts x {config.group_size} samples = {trajectories} "
+        f"trajectories, trained in {config.updates_per_step} updates of {groups_per_update:g} groups",
+        f"importance ratio clipped to [{config.ratio_floor:g}, {value_at(config.ratio_cap, 0):g}]{_mask_text(config)}; "
+        f"trajectories up to {config.max_staleness} versions old, plus {config.updates_per_step - 1} updates in a step",
+    ]
+    if config.updates_per_step == 1 and config.max_staleness == 0:
+        lines.append(
+            "warning: with one update per step and no staleness every ratio is 1, so ratio_cap, ratio_floor and the "
+            "mask do nothing; raise updates_per_step or max_staleness if you meant to train off-policy"
+        )
+    return lines
+
+
+def _mask_text(config: RunConfig) -> str:
+    if config.mask_above == float("inf") and config.mask_below == 0.0:
+        return ", every token keeps its gradient"
+    return f", tokens outside [{config.mask_below:g}, {config.mask_above:g}] that would move further out are dropped"

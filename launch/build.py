@@ -1,0 +1,141 @@
+"""From a RunConfig to the parts of a run. The functions that take plain values only are called where a part will live,
+often in another process; so they import what they need themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cispo.sft import Demonstration
+from cispo.types import Prompt
+from configs.schema import RunConfig
+from model import Tokenizer
+from rollout.prompts import demonstration_source, eval_sets, prompt_source, task_words
+from rollout.sampling import Sampling
+from rollout.seeding import stable_rng
+
+if TYPE_CHECKING:
+    from cispo.learner.local import LocalLearner
+    from cispo.protocols import PromptSource
+    from model import HybridLM
+    from rewards.reward import Rewards
+    from rollout.worker import RolloutWorker
+    from sandbox import SandboxPool
+
+
+def make_tokenizer(config: RunConfig) -> Tokenizer:
+    """That of the pretrained folder, or bytes with a token of its own for each of the tasks' words."""
+    if config.model.path:
+        return Tokenizer.load(config.model.path)
+    return Tokenizer.bytes_and_words(task_words(config.task))
+
+
+def make_model(config: RunConfig, tokenizer: Tokenizer) -> HybridLM:
+    """The policy at the start of the run: the pretrained one, or random weights from the run's seed."""
+    import dataclasses
+
+    import torch
+
+    from model import HybridLM, load_pretrained
+
+    if config.model.path:
+        return load_pretrained(config.model.path)
+    torch.manual_seed(stable_rng("weights", config.seed).getrandbits(63))
+    return HybridLM(dataclasses.replace(config.model.shape, vocab_size=tokenizer.vocab_size))
+
+
+def make_learner(config: RunConfig) -> LocalLearner:
+    """The learner with its policy."""
+    from cispo.learner.local import LocalLearner
+
+    return LocalLearner(make_model(config, make_tokenizer(config)), config.learner)
+
+
+def make_worker(config: RunConfig) -> RolloutWorker:
+    """A rollout worker: engine, scorers, and a policy that waits for its first weights."""
+    import torch
+
+    from rollout.engine import HybridEngine
+    from rollout.worker import RolloutWorker
+
+    torch.set_num_threads(config.cluster.num_threads)
+    tokenizer = make_tokenizer(config)
+    engine = HybridEngine(make_model(config, tokenizer), config.engine)
+    return RolloutWorker(engine, make_rewards(config), tokenizer.decode, make_sampling(config, tokenizer))
+
+
+def make_rewards(config: RunConfig) -> Rewards:
+    """The scorer: verifiers in processes of their own and, if a task needs it, a sandbox."""
+    import dataclasses
+
+    from rewards.math_answer import MathAnswer
+    from rewards.reward import Rewards
+
+    verifiers: dict[str, Any] = {"math": MathAnswer(config.rewards.math)}
+    if needs_sandbox(config):
+        from rewards.code_tests import CodeTests
+
+        verifiers["code"] = CodeTests(make_sandbox_pool(config))
+    return Rewards(dataclasses.replace(config.rewards, verifiers=verifiers_in_use(config)), verifiers)
+
+
+def verifiers_in_use(config: RunConfig) -> dict[str, str]:
+    """Verifier by task, of the tasks that can come up; rows of files name their tasks themselves, so then all."""
+    names = [name for name, weight in config.task.mixture.items() if weight > 0]
+    if any(name in config.task.files for name in names):
+        return config.rewards.verifiers
+    return {name: config.rewards.verifiers.get(name, config.rewards.default_verifier) for name in names}
+
+
+def make_sandbox_pool(config: RunConfig) -> SandboxPool:
+    """Where the programs that the model writes are run. Raises IsolationError if this machine cannot isolate them."""
+    from sandbox import SandboxPool
+
+    sandbox = config.sandbox
+    return SandboxPool(sandbox.size, sandbox.limits, isolation=sandbox.isolation, bwrap=sandbox.bwrap)
+
+
+def needs_sandbox(config: RunConfig) -> bool:
+    """True when some task's answers may be programs."""
+    return "code" in {config.rewards.default_verifier, *verifiers_in_use(config).values()}
+
+
+def make_sampling(config: RunConfig, tokenizer: Tokenizer) -> Sampling:
+    """The engine's sampling with this tokenizer's ids; the length limit is set for each request."""
+    tokens = Sampling(
+        stop_token_ids=(tokenizer.eos_id,),
+        think_open_id=tokenizer.token_id("<think>"),
+        think_close_id=tokenizer.token_id("</think>"),
+    )
+    return config.sampling.at(tokens, max_new_tokens=1)
+
+
+def make_prompts(config: RunConfig, tokenizer: Tokenizer) -> PromptSource:
+    """The endless training stream."""
+    return prompt_source(config.task, tokenizer, config.seed)
+
+
+def make_eval_prompts(config: RunConfig, tokenizer: Tokenizer) -> list[Prompt]:
+    """Held-out prompts of every task. Their seed is fixed, so that runs with different seeds can be compared."""
+    sets: Mapping[str, Sequence[Prompt]] = eval_sets(config.task, tokenizer, config.evaluation.num_prompts, 0)
+    return [prompt for prompts in sets.values() for prompt in prompts]
+
+
+def make_demonstrations(config: RunConfig, tokenizer: Tokenizer) -> Callable[[int], list[Demonstration]]:
+    """The cold start's examples, batch after batch."""
+    source = demonstration_source(config.task, config.seed)
+
+    def tokenised() -> Demonstration:
+        example = source.next()
+        completion = [*tokenizer.encode(example.completion_text), tokenizer.eos_id]
+        return Demonstration(tuple(tokenizer.encode(example.prompt_text)), tuple(completion))
+
+    return lambda step: [tokenised() for _ in range(config.sft.batch_size)]
+
+
+def export_policy(learner: Any, tokenizer: Tokenizer, folder: Path) -> None:
+    """Policy and tokenizer in one folder that can be opened again, here or by transformers."""
+    learner.export(folder)
+    tokenizer.save(folder)

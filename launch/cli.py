@@ -1,0 +1,187 @@
+"""`cispo <command>`: what the user types, and how errors reach the user: one clear sentence and a non-zero exit."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+OVERRIDES_HELP = (
+    "key=value settings, e.g. steps=20 seed=2 learner.lr=1e-4 task=program cluster=inline; "
+    "`cispo train --cfg` prints them all"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the `cispo` command; returns the exit status."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.DEBUG if options.debug else logging.INFO, format="%(message)s", stream=sys.stderr)
+    if options.debug:
+        return int(options.run(options))
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        print("cispo: interrupted.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not is_message(error):
+            raise
+        print(f"cispo: {type(error).__name__}:{_laid_out(str(error))}", file=sys.stderr)
+        return 1
+
+
+def is_message(error: Exception) -> bool:
+    """True for errors that are meant for the user: every package's own exception tree."""
+    from cispo.errors import CispoError
+    from model import ModelError
+    from sandbox import SandboxError
+
+    return isinstance(error, CispoError | ModelError | SandboxError)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="cispo",
+        description="Train reasoning models by reinforcement learning with CISPO, from a laptop to a cluster.",
+        epilog="`cispo <command> --help` tells more of each.",
+    )
+    parser.add_argument("--debug", action="store_true", help="verbose logging, and tracebacks instead of sentences")
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    train = commands.add_parser("train", help="cold start and RL; with no override, the embedded default")
+    train.add_argument("--resume", metavar="RUN", type=Path, help="go on with runs/<name> from its newest checkpoint")
+    train.add_argument("--cfg", action="store_true", help="print the resolved configuration and stop")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
+    train.set_defaults(run=run_train)
+
+    sft = commands.add_parser("sft", help="the cold start alone; exports the policy")
+    sft.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
+    sft.set_defaults(run=run_sft)
+
+    evaluate = commands.add_parser("eval", help="held-out accuracy of a policy: greedy, mean@k, pass@k")
+    _add_policy(evaluate)
+    evaluate.add_argument("--output", type=Path, help="write the figures and every answer to this JSON Lines file")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
+    evaluate.set_defaults(run=run_eval)
+
+    generate = commands.add_parser("generate", help="a prompt in, text out as it is sampled")
+    _add_policy(generate)
+    generate.add_argument("prompt", nargs="?", help="the prompt; without it, one prompt per line of standard input")
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    generate.add_argument("--max-new-tokens", type=int, default=256)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--chat", action="store_true", help="put the prompt through the tokenizer's chat template")
+    generate.set_defaults(run=run_generate)
+
+    report = commands.add_parser("report", help="make runs/<name>/report.html anew")
+    report.add_argument("folder", type=Path, help="runs/<name>")
+    report.set_defaults(run=run_report)
+    return parser
+
+
+def _add_policy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--policy",
+        type=Path,
+        required=True,
+        help="runs/<name>, its export folder, or any folder in Hugging Face layout",
+    )
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """`cispo train`."""
+    from configs.strict import to_dict
+    from launch.compose import compose, load_config
+    from launch.train import run_training
+
+    if options.resume:
+        from cispo.errors import ConfigError
+
+        config = load_config(options.resume / "config.yaml", options.overrides)
+        if (Path(config.runs_folder) / config.name).absolute() != options.resume.absolute():
+            # The folder may have been moved or renamed since: where it is now counts.
+            import dataclasses
+
+            config = dataclasses.replace(
+                config, name=options.resume.absolute().name, runs_folder=str(options.resume.absolute().parent)
+            )
+        if not any((options.resume / "checkpoints").glob("step_*")):
+            raise ConfigError(f"{options.resume} has no complete checkpoint to resume from; start the run again.")
+    else:
+        config = compose(options.overrides)
+    if options.cfg:
+        import yaml
+
+        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
+        return 0
+    folder = run_training(config, resume=bool(options.resume))
+    print_whereabouts(folder)
+    return 0
+
+
+def run_sft(options: argparse.Namespace) -> int:
+    """`cispo sft`."""
+    from launch.compose import compose
+    from launch.train import run_training
+
+    folder = run_training(compose(options.overrides), sft_only=True)
+    print(f"cold start done; the policy is in {folder / 'export'}")
+    return 0
+
+
+def run_eval(options: argparse.Namespace) -> int:
+    """`cispo eval`."""
+    from launch.inference import evaluate_policy
+
+    for name, value in evaluate_policy(options.policy, options.overrides, options.output).items():
+        print(f"{name:<28} {value:.4f}")
+    return 0
+
+
+def run_generate(options: argparse.Namespace) -> int:
+    """`cispo generate`."""
+    from launch.inference import generate_text
+
+    prompts = [options.prompt] if options.prompt is not None else (line.rstrip("\n") for line in sys.stdin)
+    for prompt in prompts:
+        for piece in generate_text(options.policy, prompt, options):
+            print(piece, end="", flush=True)
+        print()
+    return 0
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """`cispo report`."""
+    from launch.report import write_report
+
+    print(write_report(options.folder))
+    return 0
+
+
+def print_whereabouts(folder: Path) -> None:
+    """Where a finished run's files are, and the figures that matter."""
+    import json
+
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    first, last = summary["eval"]["first"], summary["eval"]["last"]
+    for kind in ("sampled", "greedy"):
+        for task, value in last.get(kind, {}).items():
+            print(f"  {kind:<8} {task:<10} {first[kind].get(task, float('nan')):.3f} -> {value:.3f}")
+    print(f"  {summary['seconds']['total']:.0f} s, {summary['tokens']['generated']} tokens sampled for training")
+    files = {"report": "report.html", "summary": "summary.json", "policy": "export", "metrics": "metrics.jsonl"}
+    for what, name in files.items():
+        print(f"  {what:<8} {folder / name}")
+
+
+def _laid_out(message: str) -> str:
+    return f"\n{message}" if "\n" in message else f" {message}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

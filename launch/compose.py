@@ -1,0 +1,132 @@
+"""The command line's overrides -> a RunConfig: Hydra composes, the dataclasses check, people get sentences.
+
+Hydra stays in this file. What it composes is turned into a plain dictionary at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cispo.errors import CheckpointError, ConfigError
+from configs.schema import RunConfig
+from configs.strict import from_dict, nearest, to_dict
+
+GROUPS = ("model", "task", "rewards", "sandbox", "learner", "cluster", "engine", "tracking", "experiment")
+
+
+def compose(overrides: Sequence[str]) -> RunConfig:
+    """The configuration of `cispo train <overrides>`. Raises ConfigError with every fault it can find."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    defaults = to_dict(RunConfig())
+    faults = [fault for override in overrides for fault in _faults_of(override, defaults)]
+    if faults:
+        raise ConfigError(*faults)
+    ConfigStore.instance().store(name="schema", node=defaults)
+    try:
+        with initialize_config_module("configs", version_base="1.3"):
+            composed = hydra_compose("train", overrides=[_open_mappings(override, defaults) for override in overrides])
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_plain_sentence(error)) from error
+    return from_dict(RunConfig, typing.cast(dict[str, Any], values))
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration as YAML; `load_config` reads an equal one."""
+    from omegaconf import OmegaConf
+
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(config))), encoding="utf-8")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run was started with, with a few keys changed (plain key=value)."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist, so {path.parent} is not the folder of a run.")
+    try:
+        loaded = OmegaConf.load(path)
+        values = typing.cast(dict[str, Any], OmegaConf.to_container(loaded, resolve=True))
+        defaults = to_dict(RunConfig())
+        faults = [fault for override in overrides for fault in _faults_of(override, defaults)]
+        if faults:
+            raise ConfigError(*faults)
+        changes = OmegaConf.from_dotlist(list(overrides))
+        values = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(values, changes), resolve=True))
+    except (OmegaConfBaseException, YAMLError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read: {_plain_sentence(error)}") from error
+    return from_dict(RunConfig, values)
+
+
+def choices(group: str) -> list[str]:
+    """The files of a config group: what `group=...` may say."""
+    folder = Path(__file__).parent.parent / "configs" / group
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def open_mappings() -> list[str]:
+    """Paths of the keys below which anything may be named: mixtures, weights, sets of files."""
+    return [path for path, hint in _hints(RunConfig, "") if typing.get_origin(hint) is dict]
+
+
+def _faults_of(override: str, defaults: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with one override, by its key alone; its value is judged with all others later."""
+    match = re.fullmatch(r"([+~]{0,2})([^=]+)(=.*)?", override, flags=re.DOTALL)
+    if not match or (not match[3] and "~" not in match[1]):
+        yield f"an override reads key=value, as in steps=20 or learner.lr=1e-4; got {override!r}."
+        return
+    key, value = match[2], (match[3] or "")[1:]
+    if key in GROUPS:
+        if value not in choices(key):
+            yield f"{key}={value}: {nearest(value, choices(key))}"
+        return
+    if any(key.startswith(f"{path}.") or key == path for path in open_mappings()):
+        return
+    node: Any = defaults
+    for depth, part in enumerate(parts := key.split(".")):
+        if not isinstance(node, Mapping) or part not in node:
+            known = list(node) if isinstance(node, Mapping) else []
+            where = ".".join(parts[:depth])
+            found = nearest(part, known) if known else f"{where} has no keys below it."
+            yield f"unknown key {key!r}: {_with_path(where, found)}"
+            return
+        node = node[part]
+
+
+def _with_path(where: str, sentence: str) -> str:
+    match = re.fullmatch(r"did you mean '(.+)'\?", sentence)
+    return f"did you mean {f'{where}.{match[1]}' if where else match[1]!r}?" if match else sentence
+
+
+def _open_mappings(override: str, defaults: Mapping[str, Any]) -> str:
+    """Let `task.mixture.mine=1` name a new entry: Hydra asks for a ++ where the key does not exist yet."""
+    key = override.split("=", 1)[0]
+    inside = any(key.startswith(f"{path}.") for path in open_mappings())
+    return f"++{override}" if inside else override
+
+
+def _hints(cls: Any, path: str) -> Iterator[tuple[str, Any]]:
+    for name, hint in typing.get_type_hints(cls).items():
+        where = f"{path}.{name}" if path else name
+        yield where, hint
+        if dataclasses.is_dataclass(hint):
+            yield from _hints(hint, where)
+
+
+def _plain_sentence(error: BaseException) -> str:
+    """Hydra's own message without its traceback talk; its cause says more where there is one."""
+    told = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
+    return " ".join(line.strip() for text in told for line in text.splitlines() if line.strip())

@@ -1,0 +1,126 @@
+"""One run from its configuration to its folder: cold start, the loop, export, summary and report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from cispo.checkpoint import FolderCheckpoints
+from cispo.errors import CheckpointError, ConfigError
+from cispo.evaluate import HeldOutEvaluator
+from cispo.sft import cold_start
+from cispo.trainer import Parts, train
+from cispo.types import Progress
+from configs.schema import RunConfig, explain
+from configs.strict import to_dict
+from launch import build
+from launch.actors import Handle
+from launch.cluster import Place, cluster, wait_until_started
+from launch.compose import save_config
+from launch.report import write_report
+from launch.summary import summarise
+from launch.trackers import Trackers, open_trackers
+from launch.weight_sync import LearnerHost, ObjectStoreSync, RemoteLearner
+from model import Tokenizer
+from rollout.service import Draw, RolloutService
+
+LOG = logging.getLogger(__name__)
+
+
+def run_training(config: RunConfig, *, resume: bool = False, sft_only: bool = False) -> Path:
+    """Train, and return the folder of the run. With `resume` it goes on from the newest checkpoint."""
+    folder = prepare_folder(config, resume=resume)
+    check_machine(config)
+    begin = time.perf_counter()
+    tokenizer = build.make_tokenizer(config)
+    checkpoints = FolderCheckpoints(folder / "checkpoints", config.checkpoints)
+    with ExitStack() as stack:
+        tracker = stack.enter_context(
+            open_trackers(
+                folder,
+                config.tracking,
+                total_steps=config.steps,
+                resumed_step=max(checkpoints.steps(), default=-1),
+                run_config=to_dict(config),
+            )
+        )
+        for line in explain(config):
+            LOG.info(line)
+        place = stack.enter_context(cluster(config.cluster))
+        learner_handle, workers = place_parts(config, place)
+        learner = RemoteLearner(learner_handle, deadline_seconds=config.cluster.update_seconds)
+        service = make_service(config, tokenizer, workers)
+        evaluator = HeldOutEvaluator(service, build.make_eval_prompts(config, tokenizer), config.evaluation)
+        if not checkpoints.steps():
+            warm_up(config, learner, tokenizer, tracker)
+            checkpoints.save(Progress(), learner, service)
+        if not sft_only:
+            parts = Parts(
+                learner=learner,
+                rollouts=service,
+                weights=ObjectStoreSync(learner_handle, service),
+                checkpoints=checkpoints,
+                evaluator=evaluator,
+                tracker=tracker,
+                decode=tokenizer.decode,
+                records_per_step=config.tracking.rollouts_per_step,
+            )
+            train(config, config.learner, parts, temperature=config.sampling.temperature)
+        build.export_policy(learner, tokenizer, (folder / "export").absolute())
+        tracker.finish(summarise(folder, config, time.perf_counter() - begin))
+    write_report(folder)
+    return folder
+
+
+def prepare_folder(config: RunConfig, *, resume: bool) -> Path:
+    """runs/<name>, new and with its config.yaml; a finished or crashed run is never overwritten."""
+    folder = Path(config.runs_folder) / config.name
+    if resume:
+        return folder
+    if (folder / "config.yaml").exists():
+        raise ConfigError(
+            f"{folder} holds a run already; go on with it by cispo train --resume {folder}, give this one another name "
+            f"(name=...), or delete that folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.yaml")
+    return folder
+
+
+def check_machine(config: RunConfig) -> None:
+    """Refuse to start, before any process does, what this machine cannot do."""
+    if build.needs_sandbox(config):
+        build.make_sandbox_pool(config).close()
+    if config.model.path and not Path(config.model.path).is_dir():
+        raise CheckpointError(f"model.path={config.model.path} is not a folder.")
+
+
+def place_parts(config: RunConfig, place: Place) -> tuple[Handle, list[Handle]]:
+    """The learner and the workers, started."""
+    learner = place("learner", LearnerHost, build.make_learner, config)
+    workers = [place(f"rollout-{i}", build.make_worker, config) for i in range(config.cluster.num_workers)]
+    wait_until_started([learner, *workers], config.cluster.start_seconds)
+    return learner, workers
+
+
+def make_service(config: RunConfig, tokenizer: Tokenizer, workers: list[Handle]) -> RolloutService:
+    """The driver's side of the rollouts."""
+    draw = Draw(config.seed, config.group_size, config.sampling.max_new_tokens, config.max_staleness)
+    return RolloutService(workers, build.make_prompts(config, tokenizer), draw, config.rollout)
+
+
+def warm_up(config: RunConfig, learner: RemoteLearner, tokenizer: Tokenizer, tracker: Trackers) -> None:
+    """The cold start, if there is one, and the optimizer that RL begins with."""
+    begin = time.perf_counter()
+    if config.sft.steps:
+        cold_start(
+            learner,
+            build.make_demonstrations(config, tokenizer),
+            config.sft,
+            max_row_tokens=config.learner.max_row_tokens,
+            tracker=tracker,
+        )
+        learner.new_optimizer(config.learner.optimizer)
+    tracker.log(0, {"timing_s/sft": time.perf_counter() - begin})
