@@ -1,12 +1,13 @@
 """Starts the bootstrap with one program behind some wall: bubblewrap's namespaces, or (when asked for) none.
 
-Cost of one trivial program: see benchmarks/sandbox.py. Things that were left out because they cost CPU on every run:
+Things that were left out because they cost CPU on every run:
 a shell or `prlimit` process to set limits (the bootstrap does), bubblewrap's `--dev` (six mounts
 where three do), its reaper process (the bootstrap is process 1 itself), and compiled-file caches (`-B`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -162,10 +163,8 @@ class StartedUnsafe(Started):
 
     def kill(self) -> None:
         """End the process group, which outlives its leader as long as it has members."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.root_pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def _interpreter() -> tuple[str, list[str]]:
@@ -182,7 +181,7 @@ def _system_folders() -> list[str]:
     options: list[str] = []
     for folder in map(Path, _SYSTEM_FOLDERS):
         if folder.is_symlink():
-            options += ["--symlink", os.readlink(folder), str(folder)]
+            options += ["--symlink", str(folder.readlink()), str(folder)]
         elif folder.is_dir():
             options += ["--ro-bind", str(folder), str(folder)]
     return options

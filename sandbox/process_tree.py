@@ -71,7 +71,7 @@ def _stat_fields(pid: int) -> list[bytes]:
 
 def _children(pid: int, *, num_threads: int) -> list[int]:
     """Children belong to the thread that made them."""
-    threads = [str(pid)] if num_threads == 1 else os.listdir(f"/proc/{pid}/task")
+    threads = [str(pid)] if num_threads == 1 else [task.name for task in Path(f"/proc/{pid}/task").iterdir()]
     return [
         int(child) for thread in threads for child in Path(f"/proc/{pid}/task/{thread}/children").read_bytes().split()
     ]

@@ -1,4 +1,4 @@
-"""The kernel's own limits, which the bootstrap takes on before the program's first line and all that it starts inherits.
+"""The kernel's own limits, which the bootstrap takes on before the program's first line and its children inherit.
 
 They hold per process, so they are the backstop between two looks of the supervisor, who judges by the sum. They are
 not set from outside by prlimit(2): root in a container often lacks CAP_SYS_RESOURCE and so may not.

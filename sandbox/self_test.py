@@ -25,6 +25,7 @@ _SWITCHES = (
 
 _CANARY = r"""
 import json, os, socket, sys
+system = ("/usr/canary", "/canary", "/dev/canary")
 outside = json.load(sys.stdin)
 
 def refused(attempt):
@@ -45,7 +46,7 @@ print(json.dumps({
     "reach the network": not refused(lambda: socket.create_connection(("127.0.0.1", outside["port"]), timeout=1)),
     "read a file outside": not all(refused(lambda: open(path)) for path in outside["files"]),
     "list a folder outside": not all(refused(lambda: os.listdir(path)) for path in outside["folders"]),
-    "write to the system": not all(refused(lambda: open(path, "w")) for path in ("/usr/canary", "/canary", "/dev/canary")),
+    "write to the system": not all(refused(lambda: open(path, "w")) for path in system),
     "see other processes": sum(name.isdigit() for name in os.listdir("/proc")) > 2,
     "see an environment": dict(os.environ) != {},
     "have capabilities": int(status("CapEff"), 16) != 0 or status("NoNewPrivs") != "1",
