@@ -119,5 +119,17 @@ class HybridCache:
             )
         return longest
 
+    def run(self, slots_N: Tensor) -> slice | Tensor:
+        """How to index a pool by slots: consecutive ones as a slice, which makes a view, others as they are.
+
+        Only on the CPU, where looking costs nothing and copying a pool's part costs more than using it.
+        """
+        if slots_N.device.type != "cpu":
+            return slots_N
+        first, last = int(slots_N[0]), int(slots_N[-1])
+        if last - first + 1 == len(slots_N) and torch.equal(slots_N, torch.arange(first, last + 1)):
+            return slice(first, last + 1)
+        return slots_N
+
     def _indices(self, slots: Slots) -> Tensor:
         return torch.as_tensor(slots, dtype=torch.int64, device=self.length_S.device)

@@ -100,9 +100,16 @@ def attend_blocks(
 
 def lightning_step(q: Tensor, k: Tensor, v: Tensor, slope_H: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """One token for each of N sequences: q, k, v [N, H, d], state [N, H, d, d] -> out [N, H, d], new state."""
-    update = k.to(state.dtype).unsqueeze(-1) * v.to(state.dtype).unsqueeze(-2)
-    state = torch.addcmul(update, state, torch.exp(-slope_H.to(state.dtype))[:, None, None])
-    return (q.to(state.dtype).unsqueeze(-2) @ state).squeeze(-2).to(q.dtype), state
+    state = state.clone()
+    return lightning_step_(q, k, v, slope_H, state), state
+
+
+def lightning_step_(q: Tensor, k: Tensor, v: Tensor, slope_H: Tensor, state: Tensor) -> Tensor:
+    """`lightning_step` that overwrites `state`, which may be a part of the cache's pool."""
+    q, k, v = (x.to(state.dtype) for x in (q, k, v))
+    state.mul_(torch.exp(-slope_H.to(state.dtype))[:, None, None])
+    state.addcmul_(k.unsqueeze(-1), v.unsqueeze(-2))
+    return (q.unsqueeze(-2) @ state).squeeze(-2)
 
 
 def lightning_recurrence(
@@ -248,9 +255,11 @@ class LightningAttention(nn.Module):
 
     def decode(self, u_ND: Tensor, rotation: tuple[Tensor, Tensor], slots_N: Tensor, cache: HybridCache) -> Tensor:
         """One token for each slot; `rotation` is for softmax layers, lightning layers know no positions."""
-        pool = cache.states[self.layer]
-        out, state = lightning_step(*self._qkv(u_ND), self._slope(u_ND), pool[slots_N])
-        pool[slots_N] = state
+        pool, run = cache.states[self.layer], cache.run(slots_N)
+        state = pool[run]
+        out = lightning_step_(*self._qkv(u_ND), self._slope(u_ND), state)
+        if not isinstance(run, slice):
+            pool[run] = state
         return self._project(out, u_ND)
 
     def _slope(self, u: Tensor) -> Tensor:

@@ -22,12 +22,12 @@ class Routing:
     """Collects what the routers of one forward pass decided; pass a fresh one to `HybridLM.forward`."""
 
     def __init__(self) -> None:
-        self.logits: list[Tensor] = []
+        self.probs: list[Tensor] = []
         self.counts: list[Tensor] = []
 
-    def add(self, logits_TE: Tensor, counts_E: Tensor) -> None:
-        """One layer's router logits, float32 [T, E], and tokens per expert, [E]."""
-        self.logits.append(logits_TE)
+    def add(self, prob_TE: Tensor, counts_E: Tensor) -> None:
+        """One layer's router probabilities over all experts, float32 [T, E], and tokens per expert, [E]."""
+        self.probs.append(prob_TE)
         self.counts.append(counts_E)
 
     def aux_loss(self) -> Tensor:
@@ -36,9 +36,9 @@ class Routing:
         E * sum_e share_e * probability_e, as transformers' load_balancing_loss_func; Switch Transformer
         (arXiv 2101.03961) equations 4-6.
         """
-        rows = sum(len(logits) for logits in self.logits)
+        rows = sum(len(prob_TE) for prob_TE in self.probs)
         share_E = torch.stack(self.counts).sum(0) / rows
-        prob_E = torch.stack([F.softmax(logits, dim=-1).sum(0) for logits in self.logits]).sum(0) / rows
+        prob_E = torch.stack([prob_TE.sum(0) for prob_TE in self.probs]).sum(0) / rows
         return (share_E * prob_E).sum() * len(share_E)
 
     def load_imbalance(self) -> float:
@@ -57,10 +57,11 @@ class Router(nn.Module):
         self.num_chosen = config.num_experts_per_tok
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> logits [T, E], weights [T, k] that sum to 1, experts int64 [T, k]; floats are float32 at least."""
+        """-> probabilities [T, E], weights [T, k] that sum to 1, experts int64 [T, k]; float32 at least."""
         logits_TE = F.linear(x_TD.to(self.weight.dtype), self.weight)
-        prob_Tk, expert_Tk = torch.topk(torch.softmax(logits_TE, dim=-1), self.num_chosen, dim=-1)
-        return logits_TE, prob_Tk / prob_Tk.sum(-1, keepdim=True), expert_Tk
+        prob_TE = torch.softmax(logits_TE, dim=-1)
+        prob_Tk, expert_Tk = torch.topk(prob_TE, self.num_chosen, dim=-1)
+        return prob_TE, prob_Tk / prob_Tk.sum(-1, keepdim=True), expert_Tk
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Follow moves between devices and widening casts, but not `model.to(torch.bfloat16)`."""
@@ -134,12 +135,11 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, weight_Tk: Tensor, expert_Tk: Tensor, counts_E: Tensor) -> Tensor:
         """Sum over each token's experts of weight * W2(SiLU(W1 x) * W3 x) -> [T, D]."""
-        if len(x_TD) <= DENSE_TOKENS and not torch.is_grad_enabled():
-            return self._all_experts(x_TD, weight_Tk, expert_Tk)
         mixed: Tensor = _Mix.apply(x_TD, weight_Tk, self.gate_up_proj, self.down_proj, expert_Tk, counts_E)
         return mixed
 
-    def _all_experts(self, x_TD: Tensor, weight_Tk: Tensor, expert_Tk: Tensor) -> Tensor:
+    def run_all(self, x_TD: Tensor, weight_Tk: Tensor, expert_Tk: Tensor) -> Tensor:
+        """The same sum, with weight 0 for the experts that a token did not choose. Faster for few tokens."""
         num_experts, width, _ = self.down_proj.shape
         weight_TE = x_TD.new_zeros(len(x_TD), num_experts).scatter_(1, expert_Tk, weight_Tk.to(x_TD.dtype))
         inner = F.linear(x_TD, self.gate_up_proj.flatten(0, 1)).view(len(x_TD), num_experts, -1)
@@ -162,9 +162,11 @@ class MoE(nn.Module):
 
     def forward(self, x_TD: Tensor, routing: Routing | None = None) -> Tensor:
         """[T, D] -> [T, D]; tells `routing` what was decided."""
-        logits_TE, weight_Tk, expert_Tk = self.gate(x_TD)
-        counts_E = torch.bincount(expert_Tk.flatten(), minlength=logits_TE.shape[1])
+        prob_TE, weight_Tk, expert_Tk = self.gate(x_TD)
+        if len(x_TD) <= DENSE_TOKENS and not torch.is_grad_enabled() and routing is None:
+            return self.experts.run_all(x_TD, weight_Tk, expert_Tk)
+        counts_E = torch.bincount(expert_Tk.flatten(), minlength=prob_TE.shape[1])
         if routing is not None:
-            routing.add(logits_TE, counts_E)
+            routing.add(prob_TE, counts_E)
         mixed: Tensor = self.experts(x_TD, weight_Tk, expert_Tk, counts_E)
         return mixed

@@ -8,15 +8,20 @@ import torch
 from torch import Tensor, nn
 
 
+def _normed(x: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x / rms(x) in `dtype`, and 1 / rms(x), float32 at least."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+    scale = scale.div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * scale).to(dtype), scale
+
+
 class _RMSNorm(torch.autograd.Function):
     """Autograd's own backward keeps and walks five temporaries of the input's size; this one keeps one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
-        scale = scale.div_(x.shape[-1]).add_(eps).rsqrt_()
-        normed = (wide * scale).to(weight.dtype)
+        normed, scale = _normed(x, eps, weight.dtype)
         ctx.save_for_backward(normed, scale, weight)
         ctx.input_dtype = x.dtype
         return normed * weight
@@ -42,5 +47,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same shape, in the weight's dtype."""
+        if not torch.is_grad_enabled():
+            return _normed(x, self.eps, self.weight.dtype)[0].mul_(self.weight)
         normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
         return normed

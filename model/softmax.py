@@ -90,7 +90,8 @@ class SoftmaxAttention(nn.Module):
         keys[slots_N, :, before_N] = k.to(keys.dtype)
         values[slots_N, :, before_N] = v.to(values.dtype)
         longest = int(before_N.max()) + 1
-        k_N, v_N = (pool[:, :, :longest][slots_N] for pool in (keys, values))
+        run = cache.run(slots_N)
+        k_N, v_N = (pool[:, :, :longest][run] for pool in (keys, values))
         return self._project(self._attend_cached(q, k_N, v_N, before_N))
 
     def _qkv(self, u: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -150,8 +150,8 @@ def test_float32_decoding_stays_close_to_float32_training():
 
 def test_routing_counts_and_imbalance():
     routing = Routing()
-    routing.add(torch.zeros(4, 2), torch.tensor([6, 2]))
-    routing.add(torch.zeros(4, 2), torch.tensor([4, 4]))
+    routing.add(torch.full((4, 2), 0.5), torch.tensor([6, 2]))
+    routing.add(torch.full((4, 2), 0.5), torch.tensor([4, 4]))
     assert routing.load_imbalance() == pytest.approx((6 / 4 + 1) / 2)
     # shares (10, 6) / 8 rows, probabilities 1/2: 2 * (10/8 + 6/8) / 2
     assert float(routing.aux_loss()) == pytest.approx(2.0)
