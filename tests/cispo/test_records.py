@@ -1,6 +1,8 @@
 """Records of trajectories: aligned streams, nulls for what is not known, whole characters, whole groups."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cispo.advantage import assign_credit
-from cispo.records import rollout_record, rollout_records, token_strings
-from cispo.types import Group, Prompt, Score, StopReason, Trajectory, Verdict
+from cispo.packing import pack
+from cispo.records import learnt_streams, rollout_record, rollout_records, token_strings
+from cispo.types import Group, Prompt, Score, StopReason, Trajectory, UpdateResult, Verdict
 
 
 def decode_letters(ids):
@@ -64,6 +67,11 @@ def test_record_has_every_documented_field():
     }
 
 
+def test_documentation_names_every_field():
+    described = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().split("## A line of rollouts")[1]
+    assert set(rollout_record(group(), 0, decode_letters)) <= set(re.findall(r"`(\w+)`", described))
+
+
 def test_observation_and_nonfinite_numbers_are_null():
     member = trajectory(action_mask=(0, 0, 1, 0, 1), logp=(0, 0, -0.5, 0, -np.inf))
     record = rollout_record(group(rewards=(np.nan,), members=(member,)), 0, decode_letters, advantage=np.nan)
@@ -73,31 +81,39 @@ def test_observation_and_nonfinite_numbers_are_null():
     json.dumps(record, allow_nan=False)
 
 
-def test_advantages_are_those_of_the_samples_and_unusable_members_have_none():
+def test_learnt_streams_come_back_to_their_trajectories_from_packed_rows():
     groups = [group(0, (1.0, np.nan, 0.0)), group(1, (0.0, 1.0))]
-    samples = assign_credit(groups)
-    ratios = [np.full(5, 1.0 + i, np.float32) for i in range(len(samples))]
-    records = rollout_records(groups, samples, decode_letters, ratios=ratios)
+    batches = pack(assign_credit(groups), num_batches=1, aggregation="prompt", max_row_tokens=10, version=7)
+    # As a learner would report it: twice as likely as under the behaviour policy, and nothing outside the mask.
+    logp_rows = tuple(
+        np.where(row.mask_T, row.behaviour_logp_T + np.log(2), np.nan).astype(np.float32) for row in batches[0].rows
+    )
+    assert len(logp_rows) > 1
+    update = UpdateResult(loss=0.0, grad_norm=0.0, lr=0.0, kl=0.0, logp_rows=logp_rows)
+    records = rollout_records(groups, learnt_streams(batches, [update]), decode_letters)
     assert [record["advantage"] for record in records] == [1.0, None, -1.0, -1.0, 1.0]
-    assert [record["mean_ratio"] for record in records] == [1.0, None, 2.0, 3.0, 4.0]
+    assert [record["ratio"] for record in records] == [[2.0] * 3, None, *[[2.0] * 3] * 3]
 
 
-def test_samples_of_other_groups_are_refused():
-    with pytest.raises(ValueError, match="zip"):
-        rollout_records([group(0)], assign_credit([group(0), group(1)]), decode_letters)
+def test_batches_that_kl_stop_left_out_have_no_stream():
+    groups = [group(0), group(1)]
+    batches = pack(assign_credit(groups), num_batches=2, aggregation="prompt", max_row_tokens=64, version=7)
+    rows = tuple(row.behaviour_logp_T for row in batches[0].rows)
+    update = UpdateResult(loss=0.0, grad_norm=0.0, lr=0.0, kl=0.0, logp_rows=rows)
+    learnt = learnt_streams(batches, [update])
+    assert set(learnt) == {member for row in batches[0].rows for member in row.members}
 
 
 @pytest.mark.parametrize(
     "limit, chosen", [(0, [0, 0, 1, 1, 2, 2]), (4, [0, 0, 2, 2]), (3, [0, 0, 2]), (99, [0, 0, 1, 1, 2, 2])]
 )
 def test_limit_keeps_groups_whole_and_spread(limit, chosen):
-    groups = [group(i) for i in range(3)]
-    records = rollout_records(groups, assign_credit(groups), decode_letters, limit=limit)
+    records = rollout_records([group(i) for i in range(3)], {}, decode_letters, limit=limit)
     assert [record["group"] for record in records] == chosen
 
 
 def test_no_groups_give_no_records():
-    assert rollout_records([], [], decode_letters, limit=5) == []
+    assert rollout_records([], {}, decode_letters, limit=5) == []
 
 
 @given(st.text())
