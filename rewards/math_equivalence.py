@@ -28,7 +28,7 @@ from sympy import FiniteSet as SympyFiniteSet
 _NORMALISATION = NormalizationConfig(
     basic_latex=True, units=True, malformed_operators=True, nits=True, boxed="none", equations=False
 )
-_EXACT_DIGITS = 30
+_EXACT_DIGITS = 50  # where math-verify still compares numerically; its own are 6 and 15
 # Symbols only: `5\text{ centimetres}` for `5\text{ cm}` is left to math-verify, which ignores units.
 _UNIT_SYMBOL = "mm|cm|dm|m|km|in|ft|yd|mi|mg|g|kg|t|oz|lb|ms|s|min|h|hr|mL|L"
 _UNIT = re.compile(rf"\d(?:\\[,;: ]|~|\s)*\\(?:text|mathrm|textrm)\s*\{{\s*({_UNIT_SYMBOL})\s*\}}(?:\^\{{?\d\}}?)?$")
@@ -69,7 +69,7 @@ def _parse(latex: str) -> Any:
 
 
 def _exact(expression: Any) -> Any:
-    """Every decimal replaced by the fraction that it spells."""
+    """Every decimal replaced by the fraction that it spells, so that 0.1x+0.2x is 0.3x and 0.333333 is not 1/3."""
     if isinstance(expression, MatrixBase):
         return expression.applyfunc(_exact)
     if not isinstance(expression, Basic):
@@ -87,6 +87,7 @@ def _equal(gold: Any, answer: Any) -> bool:
         gold,
         answer,
         float_rounding=_EXACT_DIGITS,
+        numeric_precision=_EXACT_DIGITS,
         allow_set_relation_comp=True,
         timeout_seconds=None,  # the pool's deadline is the only one
     ):

@@ -110,6 +110,13 @@ FURTHER_CASES = [
     (r"3x=6", r"x=3", False),
     (r"x^2+C", r"x^3+C", False),
     (r"-2", r"−2", True),
+    (r"\sqrt{2}", r"1.41421356237309504880168872420969807856967", False),
+    (r"\frac{x}{3}", r"0.33333333333333333333x", False),
+    (r"\frac{x}{10}", r"0.1x", True),
+    (r"0.1x+0.2x", r"0.3x", True),  # a decimal is no binary float
+    (r"\sqrt{0.3}", r"\sqrt{\frac{3}{10}}", True),
+    (r"0.3\pi", r"\frac{3\pi}{10}", True),
+    (r"(0.1,0.2)", r"(\frac{1}{10},\frac15)", True),
 ]
 
 
