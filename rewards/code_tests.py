@@ -27,6 +27,7 @@ from typing import Any
 import sandbox
 from cispo.errors import ConfigError, DataError
 from cispo.types import Score, Verdict
+from rewards.answer_format import answer_text
 from rewards.code_harness import encode
 from sandbox import Execution, Program, SandboxPool
 
@@ -167,9 +168,9 @@ class CodeTests:
 def find_program(text: str) -> str:
     """The program in a model's answer: its last complete ```python block, or all of it when there is none.
 
-    The answer is what comes after the last `</think>`; a draft in the thinking before it does not count.
+    The answer is what comes after the think block: a draft inside it does not count, nor does unfinished thinking.
     """
-    answer = text.rpartition("</think>")[2]
+    answer = answer_text(text) or ""
     block: list[str] | None = None
     program: str | None = None
     for line in answer.splitlines(keepends=True):
@@ -244,6 +245,6 @@ def _check_reference(reference: Mapping[str, Any]) -> None:
     is_list = isinstance(tests, Sequence) and not isinstance(tests, str) and len(tests) > 0
     if not is_list or not all(isinstance(test, Mapping) and keys <= test.keys() for test in tests or ()):
         raise DataError(
-            f"the reference of a code task needs a non-empty list 'tests' of objects with {' and '.join(sorted(keys))}, "
-            f"got {_short(repr(reference))}"
+            "the reference of a code task needs a non-empty list 'tests' of objects with "
+            f"{' and '.join(sorted(keys))}, got {_short(repr(reference))}"
         )

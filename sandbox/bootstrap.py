@@ -60,7 +60,8 @@ def _run_program(code: CodeType, namespace: dict[str, object]) -> int:
         posix.write(2, b"MemoryError\n")
         posix.kill(posix.getpid(), 64)
     except BaseException as error:
-        sys.excepthook(type(error), error, error.__traceback__.tb_next if error.__traceback__ else None)
+        frames = error.__traceback__.tb_next if error.__traceback__ else None  # without the one of this function
+        sys.excepthook(type(error), error.with_traceback(frames), frames)
         return 1
     return 0
 

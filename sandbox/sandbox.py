@@ -12,8 +12,8 @@ from sandbox.program import Execution, Limits, Program
 from sandbox.self_test import check_isolation
 from sandbox.supervisor import execute
 
-_CHECK_LIMITS = Limits(cpu_seconds=20, wall_seconds=60)
-"""For the self-test, which must not fail because a machine is busy."""
+_CHECK_LIMITS = Limits(cpu_seconds=20, wall_seconds=60, memory_bytes=1 << 40)
+"""For the self-test, which must fail for no other reason than a hole in the wall."""
 
 
 class Sandbox:
