@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from cispo.errors import RewardError
+from cispo.errors import DataError
 from cispo.types import Score, Verdict
 from rewards.answer_format import answer_text, last_box
 from rewards.answer_limits import AnswerLimits, too_big
@@ -63,7 +63,7 @@ class MathAnswer:
             GRADER_TIMEOUT, one that is missing, too big or no mathematics is UNPARSEABLE.
 
         Raises:
-            RewardError: the reference is no string or number, or empty: a fault of the data, not of the model.
+            DataError: the reference is no string or number, or empty: a fault of the data, not of the model.
         """
         gold = _gold(reference)
         answer = self._find_answer(text)
@@ -119,7 +119,7 @@ def _gold(reference: Any) -> str:
         return str(reference)
     gold = _unwrap(reference) if isinstance(reference, str) else ""
     if not gold:
-        raise RewardError(
+        raise DataError(
             "A math reference must be a non-empty string or a number, because it is the answer to compare with, "
             f"but got {reference!r}; mend the row of the data, or name another verifier for its task."
         )

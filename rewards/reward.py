@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 from cispo.errors import ConfigError, RewardError
 from cispo.types import Prompt, Score, Trajectory, Verdict
 from rewards.answer_format import OPEN, well_formed
+from rewards.code_tests import CodeTestsConfig
 from rewards.custom import CustomReward
 from rewards.length import SoftOverlongConfig, overlong_penalty
 from rewards.math_answer import MathAnswerConfig
@@ -51,6 +52,7 @@ class RewardsConfig:
         part weighs 0: it is logged and not learnt from.
     soft_overlong: the length part; without a limit there is none.
     math: the math verifier.
+    code: the code verifier.
     custom: "path/to/file.py:function", or "" for none.
     retries: how often a trajectory is scored again after a system error before it is masked.
     num_threads: trajectories scored at once; threads wait, the work is done in other processes.
@@ -61,6 +63,7 @@ class RewardsConfig:
     weights: dict[str, float] = field(default_factory=lambda: {"answer": 1.0, "format": 0.0, "length": 1.0})
     soft_overlong: SoftOverlongConfig = field(default_factory=SoftOverlongConfig)
     math: MathAnswerConfig = field(default_factory=MathAnswerConfig)
+    code: CodeTestsConfig = field(default_factory=CodeTestsConfig)
     custom: str = ""
     retries: int = 2
     num_threads: int = 4
@@ -92,7 +95,7 @@ class Rewards:
     """The `Scorer` of a rollout worker (cispo.protocols)."""
 
     def __init__(self, config: RewardsConfig, verifiers: Mapping[str, Verifier]) -> None:
-        """`verifiers` by name, e.g. {"math": MathAnswer(config.math), "code": CodeTests(pool)}.
+        """`verifiers` by name, e.g. {"math": MathAnswer(config.math), "code": CodeTests(pool, config.code)}.
 
         Raises:
             ConfigError: a task names a verifier that is not among them, or the custom reward cannot be loaded.

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cispo.errors import ConfigError, RewardError
+from cispo.errors import ConfigError, DataError
 from cispo.types import Verdict
 from rewards.answer_limits import AnswerLimits, too_big
 from rewards.grader_pool import GraderPoolConfig
@@ -208,7 +208,7 @@ def test_reference_may_be_wrapped(unstarted, reference):
 
 @pytest.mark.parametrize("reference", ["", "  ", None, True, ["9"], {"answer": "9"}])
 def test_bad_reference_is_the_data_s_fault(unstarted, reference):
-    with pytest.raises(RewardError, match="non-empty string or a number"):
+    with pytest.raises(DataError, match="non-empty string or a number"):
         unstarted.score(r"\boxed{9}", reference)
 
 
