@@ -5,7 +5,7 @@
     hidden = lm.decode(tokens_N, slots, cache)      one token for each slot
 
 Module names follow the checkpoints (model/checkpoint.py). Source: MiniMax-M1's modeling code and transformers'
-`minimax`; see docs for what differs. Shapes: T tokens, N sequences, D model width, V vocabulary.
+`minimax`, which ignores partial rotary. Shapes: T tokens, N sequences, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from model.cache import HybridCache
 from model.config import LIGHTNING, HybridConfig
 from model.errors import ModelError
 from model.head import Head
-from model.lightning import BLOCK, LightningAttention
+from model.lightning import LightningAttention, block_size
 from model.moe import MoE, Routing
 from model.norm import RMSNorm
 from model.row import Row, check_borders, cut_blocks, sort_into_buckets
@@ -29,7 +29,7 @@ from model.softmax import SoftmaxAttention, rotary_tables
 class Layer(nn.Module):
     """One layer: u = norm(x), y = alpha * u + beta * attention(u), and the same around the experts.
 
-    Without `postnorm` the residual is x instead of u. Source: reference of MiniMax-M1, DeepNorm residual scales.
+    Without `postnorm` the residual is x instead of u. Source: DeepNorm as in the MiniMax-01 report.
     """
 
     def __init__(self, config: HybridConfig, layer: int) -> None:
@@ -173,5 +173,5 @@ class HybridLM(nn.Module):
         num_tokens = len(positions_T)
         check_borders(num_tokens, cu_seqlens)
         cos, sin = rotary_tables(positions_T, self.config.rotary_dim, self.config.rope_theta)
-        blocks = cut_blocks(cu_seqlens, num_tokens, BLOCK)
+        blocks = cut_blocks(cu_seqlens, num_tokens, block_size(self.config.head_dim))
         return Row(cu_seqlens, cos, sin, blocks, sort_into_buckets(cu_seqlens))

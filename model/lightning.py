@@ -21,10 +21,17 @@ from model.config import HybridConfig
 from model.norm import RMSNorm
 from model.row import Blocks, Row, cut_blocks
 
-BLOCK = 32
-"""Tokens in a block; it changes rounding only. Cost per token grows with it, the number of states shrinks."""
 SPAN = 64
 """Blocks whose states are solved by one small triangular product, so that the scan has few Python steps."""
+
+
+def block_size(head_dim: int) -> int:
+    """Tokens in a block; it changes rounding only.
+
+    A token costs `size` numbers for its block's scores and head_dim^2 / size for its share of the block's state,
+    so the width of a head is the best size; below 32 the single products become too small to be worth starting.
+    """
+    return max(32, head_dim)
 
 
 def slopes(num_heads: int, layer: int, num_layers: int) -> Tensor:
@@ -66,7 +73,7 @@ def lightning_attention(
     """
     if cu_seqlens is None:
         cu_seqlens = torch.tensor([0, len(q)], device=q.device)
-    blocks = cut_blocks(cu_seqlens, len(q), BLOCK)
+    blocks = cut_blocks(cu_seqlens, len(q), block_size(q.shape[-1]))
     out, entering = attend_blocks(q, k, v, slope_H, blocks, state)
     return out, _final_states(k, v, slope_H, blocks, entering, state)
 

@@ -10,6 +10,7 @@ Shapes: T tokens, N sequences, C blocks of B tokens, P padded tokens of all buck
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -144,9 +145,10 @@ class Row:
 
 def check_borders(num_tokens: int, cu_seqlens: Tensor) -> None:
     """Refuse borders that do not describe a row of `num_tokens` tokens."""
-    fits = cu_seqlens.dim() == 1 and len(cu_seqlens) >= 2 and num_tokens > 0
-    if not fits or int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != num_tokens:
+    borders = cu_seqlens.flatten().tolist()
+    rising = all(first <= last for first, last in pairwise(borders))
+    if len(borders) < 2 or num_tokens == 0 or not rising or (borders[0], borders[-1]) != (0, num_tokens):
         raise ModelError(
-            f"cu_seqlens must run from 0 to the row's {num_tokens} tokens (at least one), but has shape "
-            f"{tuple(cu_seqlens.shape)} and ends {cu_seqlens.flatten()[[0, -1]].tolist() if len(cu_seqlens) else []}."
+            f"cu_seqlens must rise from 0 to the row's {num_tokens} tokens (at least one), but it is "
+            f"{borders[:3]} ... {borders[-3:]}."
         )

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from typing import TYPE_CHECKING
 
 from model.errors import ModelError
+
+if TYPE_CHECKING:  # a machine that only trains may lack tokenizers, and the rest of the model must import there
+    import tokenizers
 
 PAD, EOS, THINK, END_THINK = "<pad>", "<eos>", "<think>", "</think>"
 DEFAULT_TEMPLATE = (
@@ -53,6 +54,9 @@ class Tokenizer:
                     f"A word that is a token of its own must be non-empty ASCII, because the byte decoder would "
                     f"garble others, not {word!r}; leave it to the byte tokens."
                 )
+        import tokenizers
+        from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         model = models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[])
         tokenizer = tokenizers.Tokenizer(model)
@@ -65,6 +69,8 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
         """Read tokenizer.json and tokenizer_config.json; ModelError if one is missing or damaged."""
+        import tokenizers
+
         folder = Path(folder)
         for name in (TOKENIZER_FILE, CONFIG_FILE):
             if not (folder / name).is_file():

@@ -202,7 +202,7 @@ def test_a_cast_to_bfloat16_leaves_router_state_and_logits_wide():
     assert lm.decode(tokens[:2], torch.tensor([0, 1]), cache).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("borders", [[0, 3], [1, 5], [5], [0, 5, 4]])
+@pytest.mark.parametrize("borders", [[0, 3], [1, 5], [5], [0, 5, 4], [0, 7, 5]])
 def test_borders_that_do_not_fit_the_row_are_refused(borders):
     tokens, positions, _ = row([5])
     with pytest.raises(ModelError, match="cu_seqlens"):

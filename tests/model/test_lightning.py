@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.lightning import BLOCK, SPAN, lightning_attention, lightning_recurrence, lightning_step, slopes
+from model.lightning import SPAN, block_size, lightning_attention, lightning_recurrence, lightning_step, slopes
+
+BLOCK = block_size(3)
 
 
 def borders(lengths):
