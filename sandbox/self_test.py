@@ -82,7 +82,7 @@ def _run_canary(run: Callable[[Program], Execution]) -> Execution:
         outside = {
             "port": server.getsockname()[1],
             "files": [secret.name, "/etc/shadow", "/etc/passwd", __file__],
-            "folders": [str(Path.home()), "/home", "/root", str(Path(__file__).parent)],
+            "folders": ["/home", "/root", str(Path(__file__).parent)],
         }
         return run(Program(_CANARY, stdin=json.dumps(outside)))
 

@@ -7,6 +7,7 @@ supervisor itself put an end to it.
 
 from __future__ import annotations
 
+import math
 import os
 import selectors
 import signal
@@ -72,6 +73,7 @@ class _Watch:
         self._began = time.monotonic()
         self._is_up = False
         self._give_up_at = self._began + STARTUP_SECONDS
+        self._next_look_at = math.inf  # before the bootstrap is up, its root and its /tmp are still the machine's
         self._over = False
         self._wall_s = 0.0
 
@@ -125,19 +127,19 @@ class _Watch:
         return read
 
     def _loop(self, selector: selectors.BaseSelector) -> None:
-        next_look = self._began + LOOK_SECONDS
         while not self._over:
-            now = time.monotonic()
-            for key, _ in selector.select(max(0.0, min(next_look, self._give_up_at) - now)):
+            until = min(self._next_look_at, self._give_up_at)
+            for key, _ in selector.select(max(0.0, until - time.monotonic())):
                 key.data()
             now = time.monotonic()
             if not self._is_up and self._report.startswith(b"up\n"):
                 self._is_up, self._began = True, now
                 self._give_up_at = now + self._limits.wall_seconds
+                self._next_look_at = now + LOOK_SECONDS
             if now >= self._give_up_at and not self._over:
                 self._run_out_of_time(now)
-            if now >= next_look:
-                next_look = now + LOOK_SECONDS
+            if now >= self._next_look_at:
+                self._next_look_at = now + LOOK_SECONDS
                 self._look()
 
     def _run_out_of_time(self, now: float) -> None:
