@@ -67,7 +67,7 @@ def row_loss(lm: HybridLM, row: PackedRow, settings: UpdateSettings, *, share: f
     metrics = dict(output.metrics)
     metrics["actor/entropy"] = Mean.of(entropy_A, everything_A)
     loss = output.loss
-    if routing.logits:
+    if routing.counts:
         auxiliary = routing.aux_loss()
         metrics["moe/aux_loss"] = Mean(float(auxiliary.detach()) * share, share)
         metrics["moe/load_imbalance"] = Mean(routing.load_imbalance() * share, share)
