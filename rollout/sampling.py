@@ -232,6 +232,8 @@ def inverse_cdf(weight_NV: Tensor, uniform_N: Tensor) -> Tensor:
     over the vocabulary, and the tail of a large vocabulary is not lost to rounding. Never gives a token of weight 0.
     """
     vocab_size = weight_NV.shape[-1]
+    if vocab_size <= BLOCK:
+        return _find(weight_NV, uniform_N)[0]
     padding = -vocab_size % BLOCK
     if padding:
         weight_NV = torch.nn.functional.pad(weight_NV, (0, padding))
