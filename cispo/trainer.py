@@ -8,8 +8,9 @@ cluster, synchronously (max_staleness 0) or with workers running ahead.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cispo.advantage import NORMALISATIONS, assign_credit, has_signal
@@ -23,6 +24,8 @@ from cispo.records import Decode, learnt_streams, rollout_records
 from cispo.schedule import Schedule, check_schedule, value_at
 from cispo.timer import Timer
 from cispo.types import Harvest, PackedBatch, Progress, UpdateResult, UpdateSettings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,7 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
         with timer("publish"):
             weights.publish(learner, version=progress.step)
         metrics = describe(harvest, batches, updates)
+        warn_of_drift(config, progress, metrics)
         if progress.step == config.steps or due(config.eval_every, progress.step):
             with timer("evaluate"):
                 metrics |= parts.evaluator.evaluate()
@@ -195,9 +199,9 @@ def check_health(config: TrainerConfig, progress: Progress, harvest: Harvest, up
     nonfinite = sum(update.skipped == "nonfinite" for update in updates)
     if nonfinite >= config.max_nonfinite_updates:
         raise CispoError(
-            f"step {progress.step + 1}: {nonfinite} of {len(updates)} updates had a loss or gradient that is "
-            f"not finite (the limit is {config.max_nonfinite_updates}); lower learner.lr or set kl_stop, and resume from the "
-            f"last checkpoint."
+            f"step {progress.step + 1}: {nonfinite} of {len(updates)} updates had a loss or gradient that is not "
+            f"finite (the limit is {config.max_nonfinite_updates}); lower learner.lr or set kl_stop, and resume from "
+            "the last checkpoint."
         )
     if not harvest.groups and progress.barren_steps + 1 >= config.max_barren_steps:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(harvest.dropped.items())) or "none drawn"
@@ -205,6 +209,19 @@ def check_health(config: TrainerConfig, progress: Progress, harvest: Harvest, up
             f"step {progress.step + 1}: no group to learn from for {config.max_barren_steps} steps in a row; of "
             f"{harvest.drawn} groups drawn in the last: {reasons}. All right or all wrong teaches nothing: change the "
             f"tasks' difficulty, raise group_size, or raise max_barren_steps to wait longer."
+        )
+
+
+def warn_of_drift(config: TrainerConfig, progress: Progress, metrics: Mapping[str, float]) -> None:
+    """CISPO has no trust region: tell people when the policy leaves the one that sampled, before it collapses."""
+    kl = metrics.get("drift/kl_p95", 0.0)
+    if kl > config.kl_warn:
+        log.warning(
+            "step %d: drift/kl_p95 is %.3g, above kl_warn=%g; runs that stay there tend to collapse. Lower learner.lr "
+            "or updates_per_step, or set kl_stop, kl_step or the mask (docs/algorithm.md).",
+            progress.step,
+            kl,
+            config.kl_warn,
         )
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # importing it costs seconds that `cispo --help` need not take
+    from configs.schema import RunConfig
 
 OVERRIDES_HELP = (
     "key=value settings, e.g. steps=20 seed=2 learner.lr=1e-4 task=program cluster=inline; "
@@ -106,15 +112,13 @@ def run_train(options: argparse.Namespace) -> int:
         config = load_config(options.resume / "config.yaml", options.overrides)
         if (Path(config.runs_folder) / config.name).absolute() != options.resume.absolute():
             # The folder may have been moved or renamed since: where it is now counts.
-            import dataclasses
-
             config = dataclasses.replace(
                 config, name=options.resume.absolute().name, runs_folder=str(options.resume.absolute().parent)
             )
         if not any((options.resume / "checkpoints").glob("step_*")):
             raise ConfigError(f"{options.resume} has no complete checkpoint to resume from; start the run again.")
     else:
-        config = compose(options.overrides)
+        config = with_free_name(compose(options.overrides), options.overrides)
     if options.cfg:
         import yaml
 
@@ -125,12 +129,22 @@ def run_train(options: argparse.Namespace) -> int:
     return 0
 
 
+def with_free_name(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """A name that nobody typed must not stand in the way of a second run: embedded, embedded-2, embedded-3, ..."""
+    if any(override.startswith("name=") for override in overrides):
+        return config
+    names = (config.name if number == 1 else f"{config.name}-{number}" for number in itertools.count(1))
+    free = next(name for name in names if not (Path(config.runs_folder) / name).exists())
+    return dataclasses.replace(config, name=free)
+
+
 def run_sft(options: argparse.Namespace) -> int:
     """`cispo sft`."""
     from launch.compose import compose
     from launch.train import run_training
 
-    folder = run_training(compose(options.overrides), sft_only=True)
+    config = with_free_name(compose(options.overrides), options.overrides)
+    folder = run_training(config, sft_only=True)
     print(f"cold start done; the policy is in {folder / 'export'}")
     return 0
 

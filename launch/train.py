@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from cispo.checkpoint import FolderCheckpoints
 from cispo.errors import CheckpointError, ConfigError
 from cispo.evaluate import HeldOutEvaluator
+from cispo.protocols import RolloutSource
 from cispo.sft import cold_start
 from cispo.trainer import Parts, train
 from cispo.types import Progress
@@ -29,49 +31,67 @@ from rollout.service import Draw, RolloutService
 LOG = logging.getLogger(__name__)
 
 
-def run_training(config: RunConfig, *, resume: bool = False, sft_only: bool = False) -> Path:
-    """Train, and return the folder of the run. With `resume` it goes on from the newest checkpoint."""
-    folder = prepare_folder(config, resume=resume)
+Wrap = Callable[[RolloutService], RolloutSource]
+
+
+def run_training(
+    config: RunConfig, *, resume: bool = False, sft_only: bool = False, wrap: Wrap = lambda service: service
+) -> Path:
+    """Train, and return the folder of the run.
+
+    Args:
+        config: the run.
+        resume: go on from the newest checkpoint in the run's folder.
+        sft_only: stop after the cold start.
+        wrap: puts something between the workers and the loop, such as a control that shuffles rewards.
+    """
     check_machine(config)
+    folder = prepare_folder(config, resume=resume)
     begin = time.perf_counter()
-    tokenizer = build.make_tokenizer(config)
     checkpoints = FolderCheckpoints(folder / "checkpoints", config.checkpoints)
     with ExitStack() as stack:
-        tracker = stack.enter_context(
-            open_trackers(
-                folder,
-                config.tracking,
-                total_steps=config.steps,
-                resumed_step=max(checkpoints.steps(), default=-1),
-                run_config=to_dict(config),
-            )
-        )
+        tracker = stack.enter_context(open_run_trackers(config, folder, checkpoints))
         for line in explain(config):
             LOG.info(line)
         place = stack.enter_context(cluster(config.cluster))
-        learner_handle, workers = place_parts(config, place)
-        learner = RemoteLearner(learner_handle, deadline_seconds=config.cluster.update_seconds)
-        service = make_service(config, tokenizer, workers)
-        evaluator = HeldOutEvaluator(service, build.make_eval_prompts(config, tokenizer), config.evaluation)
+        parts = make_parts(config, place, checkpoints, tracker, wrap)
         if not checkpoints.steps():
-            warm_up(config, learner, tokenizer, tracker)
-            checkpoints.save(Progress(), learner, service)
+            warm_up(config, parts)
+            checkpoints.save(Progress(), parts.learner, parts.rollouts)
         if not sft_only:
-            parts = Parts(
-                learner=learner,
-                rollouts=service,
-                weights=ObjectStoreSync(learner_handle, service),
-                checkpoints=checkpoints,
-                evaluator=evaluator,
-                tracker=tracker,
-                decode=tokenizer.decode,
-                records_per_step=config.tracking.rollouts_per_step,
-            )
             train(config, config.learner, parts, temperature=config.sampling.temperature)
-        build.export_policy(learner, tokenizer, (folder / "export").absolute())
+        build.export_policy(parts.learner, build.make_tokenizer(config), (folder / "export").absolute())
         tracker.finish(summarise(folder, config, time.perf_counter() - begin))
     write_report(folder)
     return folder
+
+
+def open_run_trackers(config: RunConfig, folder: Path, checkpoints: FolderCheckpoints) -> Trackers:
+    """The run's trackers; what they wrote after the checkpoint that the run goes on from is forgotten."""
+    return open_trackers(
+        folder,
+        config.tracking,
+        total_steps=config.steps,
+        resumed_step=max(checkpoints.steps(), default=-1),
+        run_config=to_dict(config),
+    )
+
+
+def make_parts(config: RunConfig, place: Place, checkpoints: FolderCheckpoints, tracker: Trackers, wrap: Wrap) -> Parts:
+    """Everybody who takes part, placed and started."""
+    tokenizer = build.make_tokenizer(config)
+    learner, workers = place_parts(config, place)
+    service = make_service(config, tokenizer, workers)
+    return Parts(
+        learner=RemoteLearner(learner, deadline_seconds=config.cluster.update_seconds),
+        rollouts=wrap(service),
+        weights=ObjectStoreSync(learner, service),
+        checkpoints=checkpoints,
+        evaluator=HeldOutEvaluator(service, build.make_eval_prompts(config, tokenizer), config.evaluation),
+        tracker=tracker,
+        decode=tokenizer.decode,
+        records_per_step=config.tracking.rollouts_per_step,
+    )
 
 
 def prepare_folder(config: RunConfig, *, resume: bool) -> Path:
@@ -111,16 +131,16 @@ def make_service(config: RunConfig, tokenizer: Tokenizer, workers: list[Handle])
     return RolloutService(workers, build.make_prompts(config, tokenizer), draw, config.rollout)
 
 
-def warm_up(config: RunConfig, learner: RemoteLearner, tokenizer: Tokenizer, tracker: Trackers) -> None:
+def warm_up(config: RunConfig, parts: Parts) -> None:
     """The cold start, if there is one, and the optimizer that RL begins with."""
     begin = time.perf_counter()
     if config.sft.steps:
         cold_start(
-            learner,
-            build.make_demonstrations(config, tokenizer),
+            parts.learner,
+            build.make_demonstrations(config, build.make_tokenizer(config)),
             config.sft,
             max_row_tokens=config.learner.max_row_tokens,
-            tracker=tracker,
+            tracker=parts.tracker,
         )
-        learner.new_optimizer(config.learner.optimizer)
-    tracker.log(0, {"timing_s/sft": time.perf_counter() - begin})
+        parts.learner.new_optimizer(config.learner.optimizer)
+    parts.tracker.log(0, {"timing_s/sft": time.perf_counter() - begin})
