@@ -111,8 +111,7 @@ def _balance(lengths: Sequence[int], max_row_tokens: int, num_ranks: int) -> lis
     """Longest first, each to the emptiest row; one row more (per rank) until all fit."""
     if not lengths:
         return []
-    longest = max(max_row_tokens, max(lengths))
-    num_rows = max(1, -(-sum(lengths) // longest))
+    num_rows = max(1, -(-sum(lengths) // max_row_tokens))
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     while True:
         num_rows = min(-(-num_rows // num_ranks) * num_ranks, len(lengths))
@@ -122,7 +121,8 @@ def _balance(lengths: Sequence[int], max_row_tokens: int, num_ranks: int) -> lis
             target = min(range(num_rows), key=lambda row: (loads[row], row))
             rows[target].append(i)
             loads[target] += lengths[i]
-        if max(loads) <= longest or num_rows == len(lengths):
+        fits = all(load <= max_row_tokens or len(row) == 1 for row, load in zip(rows, loads, strict=True))
+        if fits or num_rows == len(lengths):
             return [sorted(row) for row in rows]
         num_rows += 1
 
