@@ -31,6 +31,7 @@ def describe(harvest: Harvest, batches: Sequence[PackedBatch], updates: Sequence
         | intake_metrics(harvest)
         | update_metrics(batches, updates)
     )
+    metrics["ratio/nonfinite"] = metrics.get("ratio/nonfinite", 0.0) + num_nonfinite(harvest.groups)
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
@@ -83,6 +84,22 @@ def intake_metrics(harvest: Harvest) -> dict[str, float]:
 DROP_REASONS = ("flat", "stale", "failed")
 
 
+def num_nonfinite(groups: Sequence[Group]) -> int:
+    """Actions of scored trajectories whose behaviour log-probability is not finite: credit leaves them out."""
+    return sum(
+        int((trajectory.action_mask_T & ~np.isfinite(trajectory.behaviour_logp_T)).sum())
+        for group in groups
+        for trajectory, score in zip(group.trajectories, group.scores, strict=True)
+        if score.usable
+    )
+
+
+def num_trained(batches: Sequence[PackedBatch], updates: Sequence[UpdateResult]) -> int:
+    """Tokens that a step learnt from: those of the updates that were made."""
+    made = zip(batches, updates, strict=False)  # kl_stop leaves batches without an update
+    return sum(batch.num_learnt for batch, update in made if not update.skipped)
+
+
 def update_metrics(batches: Sequence[PackedBatch], updates: Sequence[UpdateResult]) -> dict[str, float]:
     """actor/*, ratio/*, drift/*, mismatch/*, moe/* and staleness/*."""
     merged = {name: float(metric) for name, metric in merge_all(update.metrics for update in updates).items()}
@@ -98,7 +115,7 @@ def update_metrics(batches: Sequence[PackedBatch], updates: Sequence[UpdateResul
         "drift/kl_mean": _mean(kls),
         "drift/kl_p95": quantile(kls, 0.95),
         "drift/skipped_updates": float(len(batches) - len(stepped)),
-        "tokens/trained": float(sum(batch.num_learnt for batch in batches[: len(updates)])),
+        "tokens/trained": float(num_trained(batches, updates)),
         "staleness/mean": _mean(age_T.tolist()),
         "staleness/max": float(age_T.max(initial=0)) if len(age_T) else math.nan,
     }

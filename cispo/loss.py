@@ -61,6 +61,21 @@ def check_band(ratio_cap: float, ratio_floor: float) -> None:
         )
 
 
+def check_mask(mask_above: float, mask_below: float) -> None:
+    """Refuse a unified mask that cannot be meant; raises ConfigError. Its numbers are ratios too, not epsilons."""
+    if not mask_above >= 1.0:
+        raise ConfigError(
+            f"mask_above must be at least 1, because it is the importance ratio itself above which tokens are dropped "
+            f"and not an epsilon; got {mask_above:g}. For 1 + {mask_above:g} write mask_above={1 + mask_above:g}; "
+            f"inf is off."
+        )
+    if not 0.0 <= mask_below <= 1.0:
+        raise ConfigError(
+            f"mask_below must lie in [0, 1], because it is the importance ratio itself below which tokens are dropped; "
+            f"got {mask_below:g}. 0 is off."
+        )
+
+
 def cispo_loss(
     logp_T: Tensor,
     behaviour_logp_T: Tensor,
@@ -89,9 +104,10 @@ def cispo_loss(
         (`ratio/nonfinite`).
 
     Raises:
-        ConfigError: a cap below 1 or a floor outside [0, 1].
+        ConfigError: a cap or mask_above below 1, a floor or mask_below outside [0, 1].
     """
     check_band(ratio_cap, ratio_floor)
+    check_mask(mask_above, mask_below)
     mask_T = mask_T.bool()
     finite_T = mask_T & torch.isfinite(behaviour_logp_T)
     # `where` and not a product: 0 * NaN is NaN, in the value and in the gradient.
@@ -105,14 +121,13 @@ def cispo_loss(
     coefficient_T = torch.where(finite_T & ~outward_T, weight_T * clipped_T * advantage_T, 0.0)
     loss = -(coefficient_T * logp_T).sum()
 
-    k3_T = ratio_T - 1.0 - log_ratio_T
     metrics: dict[str, Metric] = {
         "ratio/mean": Mean.of(ratio_T, finite_T),
         "ratio/max": Max.of(ratio_T, finite_T),
         "ratio/capped_fraction": Mean.of((ratio_T > ratio_cap).float(), finite_T),
         "ratio/masked_fraction": Mean.of(outward_T.float(), finite_T),
         "ratio/nonfinite": Sum(float((mask_T & ~finite_T).sum())),
-        "drift/kl": Mean.of(k3_T, finite_T),
+        "drift/kl": Mean.of(_k3(log_ratio_T), finite_T),
     }
     return LossOutput(loss, metrics)
 
@@ -127,8 +142,14 @@ def mismatch_metrics(logp_T: Tensor, behaviour_logp_T: Tensor, fresh_T: Tensor) 
     log_ratio_T = logp_T - behaviour_logp_T
     difference_T = log_ratio_T.abs()
     return {
-        "mismatch/kl": Mean.of(log_ratio_T.exp() - 1.0 - log_ratio_T, fresh_T),
+        "mismatch/kl": Mean.of(_k3(log_ratio_T), fresh_T),
         "mismatch/logp_abs_diff_mean": Mean.of(difference_T, fresh_T),
         "mismatch/logp_abs_diff_max": Max.of(difference_T, fresh_T),
         "mismatch/prob_pearson": Pearson.of(logp_T.exp(), behaviour_logp_T.exp(), fresh_T),
     }
+
+
+def _k3(log_ratio_T: Tensor) -> Tensor:
+    """r - 1 - log r, float64: of log-ratios around 1e-6 the plain float32 form is nothing but rounding."""
+    log_ratio_T = log_ratio_T.double()
+    return torch.expm1(log_ratio_T) - log_ratio_T

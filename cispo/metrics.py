@@ -78,14 +78,15 @@ class Sum:
 
 @dataclass(frozen=True)
 class Pearson:
-    """Correlation of two streams x and y, kept as shifted sums so that parts can be merged.
+    """Correlation of two streams x and y; NaN when either is constant.
 
-    Probabilities lie in [0, 1], so float64 sums lose nothing that matters.
+    Kept as means and centred sums, which parts can be merged by (Chan, Golub and LeVeque 1983): the probabilities of
+    a confident policy are all close to 1, and of plain sums of squares only rounding would be left.
     """
 
     count: float
-    x: float
-    y: float
+    mean_x: float
+    mean_y: float
     xx: float
     yy: float
     xy: float
@@ -94,18 +95,33 @@ class Pearson:
     def of(cls, x_T: Tensor, y_T: Tensor, mask_T: Tensor) -> Pearson:
         """Correlation of x_T and y_T [T] where mask_T [T] is True."""
         x, y = x_T[mask_T].double(), y_T[mask_T].double()
-        sums = torch.stack([x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()]).tolist()
+        if not x.numel():
+            return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        mean_x, mean_y = x.mean(), y.mean()
+        x, y = x - mean_x, y - mean_y
+        sums = torch.stack([mean_x, mean_y, (x * x).sum(), (y * y).sum(), (x * y).sum()]).tolist()
         return cls(float(x.numel()), *sums)
 
     def merge(self, other: Pearson) -> Pearson:
         """The correlation over both sets."""
-        mine, theirs = vars(self).values(), vars(other).values()
-        return Pearson(*(a + b for a, b in zip(mine, theirs, strict=True)))
+        count = self.count + other.count
+        if not count:
+            return self
+        share = other.count / count
+        apart_x, apart_y = other.mean_x - self.mean_x, other.mean_y - self.mean_y
+        between = self.count * share
+        return Pearson(
+            count,
+            self.mean_x + share * apart_x,
+            self.mean_y + share * apart_y,
+            self.xx + other.xx + between * apart_x**2,
+            self.yy + other.yy + between * apart_y**2,
+            self.xy + other.xy + between * apart_x * apart_y,
+        )
 
     def __float__(self) -> float:
-        covariance = self.count * self.xy - self.x * self.y
-        variances = (self.count * self.xx - self.x**2) * (self.count * self.yy - self.y**2)
-        return covariance / math.sqrt(variances) if variances > 0 else math.nan
+        spread = math.sqrt(self.xx) * math.sqrt(self.yy)
+        return self.xy / spread if spread > 0 else math.nan
 
 
 M = TypeVar("M", bound=Metric)

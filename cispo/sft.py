@@ -106,7 +106,8 @@ def _settings(config: SftConfig, step: int) -> UpdateSettings:
 
 def _sample(index: int, demonstration: Demonstration) -> Sample:
     tokens_T = np.array(demonstration.prompt_ids + demonstration.completion_ids, dtype=np.int64)
-    mask_T = np.arange(len(tokens_T)) >= len(demonstration.prompt_ids)
+    # Without a prompt the first token has nothing before it that could predict it.
+    mask_T = np.arange(len(tokens_T)) >= max(1, len(demonstration.prompt_ids))
     return Sample(
         group=index,
         member=0,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-
-from cispo.types import Harvest, PackedBatch
 
 
 class Timer:
@@ -26,13 +24,12 @@ class Timer:
         finally:
             self.seconds[phase] += time.perf_counter() - begin
 
-    def metrics(self, harvest: Harvest, batches: Sequence[PackedBatch]) -> dict[str, float]:
+    def metrics(self, *, generated_tokens: int, trained_tokens: int) -> dict[str, float]:
         """`timing_s/<phase>` and the step's rates; evaluation is not part of the step's own seconds."""
         step_seconds = time.perf_counter() - self._begin - self.seconds["evaluate"]
         rollout, update = self.seconds["rollout"], self.seconds["update"]
-        trained = sum(batch.num_learnt for batch in batches)
         return {f"timing_s/{phase}": seconds for phase, seconds in self.seconds.items() if seconds} | {
             "perf/step_seconds": step_seconds,
-            "perf/generated_tokens_per_second": harvest.num_generated / rollout if rollout else 0.0,
-            "perf/trained_tokens_per_second": trained / update if update else 0.0,
+            "perf/generated_tokens_per_second": generated_tokens / rollout if rollout else 0.0,
+            "perf/trained_tokens_per_second": trained_tokens / update if update else 0.0,
         }

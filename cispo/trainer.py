@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cispo.advantage import NORMALISATIONS, assign_credit, has_signal
-from cispo.describe import describe
+from cispo.describe import describe, num_trained
 from cispo.errors import CispoError, ConfigError, NoSignal
 from cispo.learner.config import LearnerConfig
-from cispo.loss import check_band
+from cispo.loss import check_band, check_mask
 from cispo.packing import AGGREGATIONS, pack
 from cispo.protocols import Checkpoints, Evaluator, Learner, RolloutSource, Tracker, WeightSync
 from cispo.records import Decode, learnt_streams, rollout_records
@@ -81,6 +81,16 @@ class TrainerConfig:
             faults.append(f"aggregation must be one of {', '.join(AGGREGATIONS)}; got {self.aggregation!r}.")
         if self.normalise not in NORMALISATIONS:
             faults.append(f"normalise must be one of {', '.join(NORMALISATIONS)}; got {self.normalise!r}.")
+        faults += self._ratio_faults()
+        if faults:
+            raise ConfigError(*faults)
+
+    def _ratio_faults(self) -> list[str]:
+        faults: list[str] = []
+        try:
+            check_mask(self.mask_above, self.mask_below)
+        except ConfigError as error:
+            faults.extend(error.faults)
         try:
             check_schedule("ratio_cap", self.ratio_cap)
             caps = [self.ratio_cap] if isinstance(self.ratio_cap, int | float) else [v for _, v in self.ratio_cap]
@@ -88,8 +98,7 @@ class TrainerConfig:
                 check_band(cap, self.ratio_floor)
         except ConfigError as error:
             faults.extend(error.faults)
-        if faults:
-            raise ConfigError(*faults)
+        return faults
 
     def settings(self, learner: LearnerConfig, step: int, temperature: float) -> UpdateSettings:
         """The schedules' values for the updates of the step made after `step` finished ones."""
@@ -166,7 +175,8 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
         with timer("update"):
             updates = make_updates(learner, batches, config.settings(learner_config, progress.step, temperature))
         check_health(config, progress, harvest, updates)
-        progress = progress.after(harvest, sum(batch.num_learnt for batch in batches[: len(updates)]))
+        trained_tokens = num_trained(batches, updates)
+        progress = progress.after(harvest, trained_tokens)
         with timer("publish"):
             weights.publish(learner, version=progress.step)
         metrics = describe(harvest, batches, updates)
@@ -178,7 +188,10 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
         tracker.rollouts(
             progress.step, rollout_records(harvest.groups, learnt, parts.decode, limit=parts.records_per_step)
         )
-        tracker.log(progress.step, metrics | timer.metrics(harvest, batches))
+        tracker.log(
+            progress.step,
+            metrics | timer.metrics(generated_tokens=harvest.num_generated, trained_tokens=trained_tokens),
+        )
         if progress.step == config.steps or due(config.save_every, progress.step):
             parts.checkpoints.save(progress, learner, rollouts)
     return progress

@@ -83,6 +83,7 @@ class LocalLearner:
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
+        self._fresh_weights = False
         try:
             self.lm.load_state_dict(load_file(folder / "weights.safetensors"))
             self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
