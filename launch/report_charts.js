@@ -98,6 +98,8 @@ function line(name, options = {}) {
 }
 
 const lines = (table) => table.map(([name, label, options]) => line(name, { label, ...options })).filter(Boolean);
+// Few labels: plotly names every half decade otherwise, one over the other.
+const LOG_AXIS = { type: "log", tickmode: "auto", nticks: 5 };
 const SECOND_AXIS = { overlaying: "y", side: "right", tickformat: ".2~%", tickmode: "auto", nticks: 6, rangemode: "tozero", showgrid: false };
 const onSecondAxis = { yaxis: "y2", line: { dash: "dot" } };
 
@@ -159,12 +161,12 @@ const CHARTS = [
     layout: { barmode: "overlay", xaxis: { title: { text: "tokens" } }, yaxis: { tickformat: ".0%" } } },
   { title: "Importance ratio", note: "Current over behaviour probability; the dotted line is the fraction at the cap (right axis).",
     build: () => lines([["ratio/max", "max"], ["ratio/mean", "mean"], ["ratio/capped_fraction", "capped", onSecondAxis]]),
-    layout: { yaxis: { type: "log", tickformat: "~g" }, yaxis2: SECOND_AXIS } },
+    layout: { yaxis: { ...LOG_AXIS, tickformat: "~g" }, yaxis2: SECOND_AXIS } },
   { title: "Drift from the behaviour policy", note: "KL estimate over a step's updates. Runs with a p95 above 0.1 tend to end badly.",
-    build: () => lines([["drift/kl_p95", "KL p95"], ["drift/kl_mean", "KL mean"]]), layout: { yaxis: { type: "log", tickformat: ".0e" } } },
+    build: () => lines([["drift/kl_p95", "KL p95"], ["drift/kl_mean", "KL mean"]]), layout: { yaxis: { ...LOG_AXIS, tickformat: ".0e" } } },
   { title: "Sampler against learner", note: "Disagreement of the two about the same tokens and weights; rounding only, so very small and flat.",
     build: () => lines([["mismatch/kl", "KL"], ["mismatch/logp_abs_diff_mean", "|logp difference|"]]),
-    layout: { yaxis: { type: "log", tickformat: ".0e" } } },
+    layout: { yaxis: { ...LOG_AXIS, tickformat: ".0e" } } },
   { title: "Verdicts", note: "What the verifiers found, as fractions of all trajectories.", build: verdictAreas,
     layout: { yaxis: { tickformat: ".0%", range: [0, 1] } } },
   { title: "Updates", note: "Gradient norm before clipping; the dotted line is the entropy of the policy in nats (right axis).",
