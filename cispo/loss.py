@@ -112,14 +112,14 @@ def cispo_loss(
     finite_T = mask_T & torch.isfinite(behaviour_logp_T)
     # `where` and not a product: 0 * NaN is NaN, in the value and in the gradient.
     logp_T = torch.where(finite_T, logp_T, 0.0)
-    log_ratio_T = (logp_T.detach() - torch.where(finite_T, behaviour_logp_T, 0.0)).clamp(max=MAX_LOG_RATIO)
+    log_ratio_T = (logp_T - torch.where(finite_T, behaviour_logp_T, 0.0)).detach().clamp(max=MAX_LOG_RATIO)
     ratio_T = log_ratio_T.exp()
     advantage_T = torch.where(finite_T, advantage_T, 0.0)
 
     outward_T = ((advantage_T > 0) & (ratio_T > mask_above)) | ((advantage_T < 0) & (ratio_T < mask_below))
     clipped_T = ratio_T.clamp(ratio_floor, ratio_cap)
     coefficient_T = torch.where(finite_T & ~outward_T, weight_T * clipped_T * advantage_T, 0.0)
-    loss = -(coefficient_T * logp_T).sum()
+    loss = -(coefficient_T.detach() * logp_T).sum()
 
     metrics: dict[str, Metric] = {
         "ratio/mean": Mean.of(ratio_T, finite_T),
@@ -138,7 +138,7 @@ def mismatch_metrics(logp_T: Tensor, behaviour_logp_T: Tensor, fresh_T: Tensor) 
     Only meaningful before the first update of a step, on tokens of age 0 (fresh_T, bool [T]): there the true
     difference is zero, so all that is seen is numerics or a fault in the weight sync.
     """
-    logp_T = logp_T.detach()
+    logp_T, behaviour_logp_T = logp_T.detach(), behaviour_logp_T.detach()
     log_ratio_T = logp_T - behaviour_logp_T
     difference_T = log_ratio_T.abs()
     return {
