@@ -58,12 +58,15 @@ def _build(cls: Any, values: Any, path: str, faults: list[str]) -> Any:
     for key in values:
         if key not in names:
             faults.append(f"unknown key {_join(path, str(key))!r}: {nearest(str(key), names)}")
-    num_before = len(faults)
-    arguments = {
-        name: _convert(hints[name], values[name], _join(path, name), faults) for name in names if name in values
-    }
-    if len(faults) > num_before:
-        return None
+    arguments: dict[str, Any] = {}
+    for name in (name for name in names if name in values):
+        found: list[str] = []
+        argument = _convert(hints[name], values[name], _join(path, name), found)
+        faults.extend(found)
+        if not found:
+            arguments[name] = argument
+    # Built even when some values are faulty, with defaults for those: the others may break rules that people want to
+    # hear of in the same go.
     try:
         return cls(**arguments)
     except ConfigError as error:
