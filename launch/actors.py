@@ -6,11 +6,16 @@ The same classes run in both places. A handle's calls give futures; a dead proce
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from cispo.errors import CispoError, DeadlineExceeded, WorkerDied
+from cispo.errors import CispoError, WorkerDied
+from launch.messages import is_message
+
+GET_PID = "__pid__"
+"""A method that every actor has: the id of its process."""
 
 
 class Handle(Protocol):
@@ -18,11 +23,18 @@ class Handle(Protocol):
 
     name: str
 
+    def started(self) -> Future[int]:
+        """The id of its process, once the object is made; raises what making it raised, or WorkerDied."""
+
     def call(self, method: str, *arguments: Any) -> Future[Any]:
         """Call a method; the future raises WorkerDied if the process is gone, or what the method raised."""
 
-    def reference(self, method: str, *arguments: Any) -> Any:
-        """Call a method and leave the result where it is: something that can be passed on to other handles' calls."""
+    def reference(self, method: str, *arguments: Any) -> Future[Any]:
+        """Call a method and leave what it returns where it is.
+
+        The future is done when the method is, raises as that of `call` does, and holds something that can be passed
+        on to other handles' calls in place of the value.
+        """
 
     def restart(self) -> None:
         """Start it anew from the same arguments."""
@@ -39,6 +51,12 @@ class InlineHandle:
         self._make, self._arguments = make, arguments
         self._object = make(*arguments)
 
+    def started(self) -> Future[int]:
+        """See Handle; it was when its constructor returned."""
+        future: Future[int] = Future()
+        future.set_result(os.getpid())
+        return future
+
     def call(self, method: str, *arguments: Any) -> Future[Any]:
         """See Handle."""
         future: Future[Any] = Future()
@@ -48,9 +66,9 @@ class InlineHandle:
             future.set_exception(error)
         return future
 
-    def reference(self, method: str, *arguments: Any) -> Any:
-        """See Handle; in one process the result itself can be passed on."""
-        return self.call(method, *arguments).result()
+    def reference(self, method: str, *arguments: Any) -> Future[Any]:
+        """See Handle; in one process the value itself can be passed on."""
+        return self.call(method, *arguments)
 
     def restart(self) -> None:
         """See Handle."""
@@ -81,33 +99,18 @@ class RayHandle:
         remote = ray.remote(_Resident).options(num_cpus=0, runtime_env={"env_vars": environment})
         self._actor = remote.remote(self._make, *self._arguments)
 
-    def wait_until_started(self, seconds: float) -> None:
-        """Raises what the constructor raised, WorkerDied, or DeadlineExceeded."""
-        try:
-            self.call("__resident__").result(timeout=seconds)
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"the driver waited {seconds:g} s for {self.name} to start; the machine may be out of memory or cores "
-                f"(Ray's logs are in /tmp/ray/session_latest/logs), or raise cluster.start_seconds."
-            ) from error
+    def started(self) -> Future[int]:
+        """See Handle."""
+        return self.call(GET_PID)
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
         """See Handle."""
-        future: Future[Any] = Future()
+        return self._translated(self._actor.call.remote(method, *arguments).future())
 
-        def pass_on(done: Future[Any]) -> None:
-            error = done.exception()
-            if error is None:
-                future.set_result(done.result())
-            else:
-                future.set_exception(self._translated(error))
-
-        self._actor.call.remote(method, *arguments).future().add_done_callback(pass_on)
-        return future
-
-    def reference(self, method: str, *arguments: Any) -> Any:
-        """See Handle; a reference into the object store."""
-        return self._actor.call.remote(method, *arguments)
+    def reference(self, method: str, *arguments: Any) -> Future[Any]:
+        """See Handle; the value stays in the object store and only a receipt comes to the driver."""
+        receipt, value = self._actor.call_for_reference.options(num_returns=2).remote(method, *arguments)
+        return self._translated(receipt.future(), value)
 
     def restart(self) -> None:
         """See Handle."""
@@ -120,29 +123,65 @@ class RayHandle:
 
         ray.kill(self._actor)
 
-    def _translated(self, error: BaseException) -> BaseException:
-        import ray.exceptions
+    def _translated(self, call: Future[Any], value: Any = None) -> Future[Any]:
+        """The same call with our errors in place of Ray's; `value`, if given, is what it holds in the end."""
+        translated: Future[Any] = Future()
 
-        if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, CispoError):
-            return error.cause
-        if isinstance(error, ray.exceptions.RayActorError):
-            return WorkerDied(f"The process of {self.name} died ({_first_line(error)}).")
-        return error
+        def pass_on(done: Future[Any]) -> None:
+            error = done.exception()
+            if error is None:
+                translated.set_result(done.result() if value is None else value)
+            else:
+                translated.set_exception(our_error(error, self.name))
+
+        call.add_done_callback(pass_on)
+        return translated
 
 
 class _Resident:
     """What a Ray actor runs: one object, made and called here."""
 
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
-        self._object = make(*arguments)
+        # Ray would tell of an error in here as text only, as the death of the actor; so it waits for the first call.
+        self._object: Any = None
+        self._error: Exception | None = None
+        try:
+            self._object = make(*arguments)
+        except Exception as error:
+            self._error = error
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the object."""
-        if method == "__resident__":
+        """Call a method of the object; raises what making it raised."""
+        if self._error is not None:
+            raise self._error
+        if method == GET_PID:
             return os.getpid()
         return getattr(self._object, method)(*arguments)
 
+    def call_for_reference(self, method: str, *arguments: Any) -> tuple[None, Any]:
+        """`call` with two results: one that is cheap to wait for, and the value."""
+        return None, self.call(method, *arguments)
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+
+def our_error(error: BaseException, name: str) -> BaseException:
+    """What a call to the actor `name` means for its caller: the actor's own sentence, or WorkerDied.
+
+    A defect keeps Ray's error, whose text is the traceback of the other process.
+    """
+    import ray.exceptions
+
+    if isinstance(error, ray.exceptions.RayTaskError):
+        cause = error.cause
+        return cause if is_message(cause) else error
+    if isinstance(error, ray.exceptions.RayActorError):
+        return WorkerDied(f"The process of {name} died ({_reason(error)}).")
+    if isinstance(error, ray.exceptions.RayError):
+        return CispoError(f"Ray could not bring a call to {name} or its answer back ({_reason(error)}).")
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """The sentence of Ray's message that says why, without the pages around it."""
+    text = " ".join(str(error).split())
+    detail = re.search(r"Worker exit detail: (.*?)(?: There are some potential root causes|$)", text)
+    return (detail[1] if detail else text.split(". ")[0]).rstrip(". ") or type(error).__name__

@@ -5,6 +5,7 @@ often in another process; so they import what they need themselves.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,27 @@ if TYPE_CHECKING:
     from rewards.reward import Rewards
     from rollout.worker import RolloutWorker
     from sandbox import SandboxPool
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run reads before any process starts: so a wrong path or a bad file costs nothing.
+
+    Attributes:
+        tokenizer: of the policy.
+        prompts: the endless training stream.
+        held_out: the prompts of evaluation, of every task.
+    """
+
+    tokenizer: Tokenizer
+    prompts: PromptSource
+    held_out: Sequence[Prompt]
+
+
+def read_data(config: RunConfig) -> Data:
+    """Tokenizer and prompts. Raises DataError, ConfigError or ModelError where they cannot be read."""
+    tokenizer = make_tokenizer(config)
+    return Data(tokenizer, make_prompts(config, tokenizer), make_eval_prompts(config, tokenizer))
 
 
 def make_tokenizer(config: RunConfig) -> Tokenizer:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.messages import is_message
+
 if TYPE_CHECKING:  # importing it costs seconds that `cispo --help` need not take
     from configs.schema import RunConfig
 
@@ -31,23 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     try:
         return int(options.run(options))
-    except KeyboardInterrupt:
-        print("cispo: interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(" ".join(["cispo: interrupted.", *_notes(error)]), file=sys.stderr)
         return 130
     except Exception as error:
         if not is_message(error):
             raise
-        print(f"cispo: {type(error).__name__}:{_laid_out(str(error))}", file=sys.stderr)
+        told = f"cispo: {type(error).__name__}:{_laid_out(str(error))}"
+        print(" ".join([told, *_notes(error)]), file=sys.stderr)
         return 1
-
-
-def is_message(error: Exception) -> bool:
-    """True for errors that are meant for the user: every package's own exception tree."""
-    from cispo.errors import CispoError
-    from model import ModelError
-    from sandbox import SandboxError
-
-    return isinstance(error, CispoError | ModelError | SandboxError)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -107,16 +101,12 @@ def run_train(options: argparse.Namespace) -> int:
     from launch.train import run_training
 
     if options.resume:
-        from cispo.errors import ConfigError
-
         config = load_config(options.resume / "config.yaml", options.overrides)
         if (Path(config.runs_folder) / config.name).absolute() != options.resume.absolute():
             # The folder may have been moved or renamed since: where it is now counts.
             config = dataclasses.replace(
                 config, name=options.resume.absolute().name, runs_folder=str(options.resume.absolute().parent)
             )
-        if not any((options.resume / "checkpoints").glob("step_*")):
-            raise ConfigError(f"{options.resume} has no complete checkpoint to resume from; start the run again.")
     else:
         config = with_free_name(compose(options.overrides), options.overrides)
     if options.cfg:
@@ -191,6 +181,11 @@ def print_whereabouts(folder: Path) -> None:
     files = {"report": "report.html", "summary": "summary.json", "policy": "export", "metrics": "metrics.jsonl"}
     for what, name in files.items():
         print(f"  {what:<8} {folder / name}")
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was added to the error on its way up, such as how to go on with the run."""
+    return list(getattr(error, "__notes__", []))
 
 
 def _laid_out(message: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from cispo.errors import DeadlineExceeded
 from configs.fleet import ClusterConfig
 from launch.actors import Handle, InlineHandle, RayHandle
 
@@ -17,31 +19,34 @@ Place = Callable[..., Handle]
 @contextmanager
 def cluster(config: ClusterConfig) -> Iterator[Place]:
     """A place for parts; everything placed is ended on the way out, however the run ends."""
-    handles: list[Handle] = []
-    if config.kind == "local":
-        _start_ray(config)
-
-    def place(name: str, make: Callable[..., Any], *arguments: Any) -> Handle:
-        if config.kind == "inline":
-            handles.append(InlineHandle(name, make, *arguments))
-        else:
-            handles.append(RayHandle(name, make, *arguments, num_threads=config.num_threads))
-        return handles[-1]
-
-    try:
-        yield place
-    finally:
-        for handle in handles:
-            handle.stop()
+    with ExitStack() as stack:
         if config.kind == "local":
-            _stop_ray()
+            _start_ray(config)
+            stack.callback(_stop_ray)
+
+        def place(name: str, make: Callable[..., Any], *arguments: Any) -> Handle:
+            handle: Handle
+            if config.kind == "inline":
+                handle = InlineHandle(name, make, *arguments)
+            else:
+                handle = RayHandle(name, make, *arguments, num_threads=config.num_threads)
+            stack.callback(handle.stop)
+            return handle
+
+        yield place
 
 
 def wait_until_started(handles: list[Handle], seconds: float) -> None:
-    """Wait for all; the first that fails raises its own sentence."""
+    """Wait for all, `seconds` together; the first that fails raises its own sentence."""
+    end = time.monotonic() + seconds
     for handle in handles:
-        if isinstance(handle, RayHandle):
-            handle.wait_until_started(seconds)
+        try:
+            handle.started().result(timeout=max(0.0, end - time.monotonic()))
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"The driver waited {seconds:g} s for {handle.name} to start; the machine may be out of memory or "
+                f"cores (Ray's logs are in /tmp/ray/session_latest/logs), or raise cluster.start_seconds."
+            ) from error
 
 
 def _start_ray(config: ClusterConfig) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from cispo.errors import CheckpointError, ConfigError
 from configs.schema import RunConfig
 from configs.strict import from_dict, nearest, to_dict
+from launch.run_files import write_atomically
 
 GROUPS = ("model", "task", "rewards", "sandbox", "learner", "cluster", "engine", "tracking", "experiment")
 
@@ -46,7 +47,7 @@ def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved configuration as YAML; `load_config` reads an equal one."""
     from omegaconf import OmegaConf
 
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(config))), encoding="utf-8")
+    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

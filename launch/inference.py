@@ -46,16 +46,16 @@ def evaluate_policy(path: Path, overrides: Sequence[str], output: Path | None) -
     """Metrics `eval/<task>/...` of the policy at `path`; with `output` also a file with every sampled answer."""
     config = run_config_of(path, overrides)
     check_machine(config)
-    tokenizer = build.make_tokenizer(config)
+    data = build.read_data(config)
     with cluster(config.cluster) as place:
         workers = [place(f"rollout-{i}", build.make_worker, config) for i in range(config.cluster.num_workers)]
         wait_until_started(workers, config.cluster.start_seconds)
-        service = make_service(config, tokenizer, workers)
-        evaluator = HeldOutEvaluator(service, build.make_eval_prompts(config, tokenizer), config.evaluation)
+        service = make_service(config, data, workers)
+        evaluator = HeldOutEvaluator(service, data.held_out, config.evaluation)
         metrics = evaluator.evaluate()
     if output:
         records = [
-            rollout_record(group, member, tokenizer.decode)
+            rollout_record(group, member, data.tokenizer.decode)
             for group in evaluator.last_groups
             for member in range(len(group.trajectories))
         ]

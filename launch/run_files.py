@@ -45,6 +45,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, one per step; none if the run logged nothing yet."""
+    path = run_folder / "metrics.jsonl"
+    return read_jsonl(path) if path.exists() else []
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file so that a reader, or a crash of the machine, sees the old text or the new and nothing else."""
     temporary = path.with_name(f".{path.name}.tmp")

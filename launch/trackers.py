@@ -12,7 +12,6 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,43 +19,10 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from cispo.errors import ConfigError
+from configs.fleet import TrackingConfig
 from launch.run_files import json_lines, json_ready, read_jsonl, rollout_files, write_atomically, write_summary
 
 LOGGER = logging.getLogger("cispo.tracking")
-
-WANDB_MODES = ("disabled", "offline", "online")
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """Where a run's numbers go, besides its own folder, which always has them.
-
-    Attributes:
-        wandb: "disabled", "offline" (written below the run's folder, for `wandb sync`) or "online". The variable
-            WANDB_MODE of the environment wins over the last two.
-        project: W&B project.
-        entity: W&B team or user; "" is the account's own.
-        console: show progress: a live bar on a terminal, plain lines elsewhere. False is silent.
-        rollouts_per_step: how many trajectories are written per step; 0 is all that were trained on.
-    """
-
-    wandb: str = "disabled"
-    project: str = "cispo"
-    entity: str = ""
-    console: bool = True
-    rollouts_per_step: int = 64
-
-    def __post_init__(self) -> None:
-        faults = []
-        if self.wandb not in WANDB_MODES:
-            faults.append(f"tracking.wandb must be one of {', '.join(WANDB_MODES)}, got {self.wandb!r}")
-        if not self.project:
-            faults.append('tracking.project must not be empty: W&B needs one, e.g. "cispo"')
-        if self.rollouts_per_step < 0:
-            faults.append(f"tracking.rollouts_per_step must be 0 (all) or more, got {self.rollouts_per_step}")
-        if faults:
-            raise ConfigError(*faults)
 
 
 class RunTracker:

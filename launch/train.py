@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cispo.checkpoint import FolderCheckpoints
@@ -19,13 +19,15 @@ from configs.schema import RunConfig, explain
 from configs.strict import to_dict
 from launch import build
 from launch.actors import Handle
+from launch.build import Data
 from launch.cluster import Place, cluster, wait_until_started
 from launch.compose import save_config
 from launch.report import write_report
+from launch.run_files import read_metrics
 from launch.summary import summarise
 from launch.trackers import Trackers, open_trackers
 from launch.weight_sync import LearnerHost, ObjectStoreSync, RemoteLearner
-from model import Tokenizer
+from rewards.custom import CustomReward
 from rollout.service import Draw, RolloutService
 
 LOG = logging.getLogger(__name__)
@@ -45,22 +47,27 @@ def run_training(
         sft_only: stop after the cold start.
         wrap: puts something between the workers and the loop, such as a control that shuffles rewards.
     """
-    check_machine(config)
-    folder = prepare_folder(config, resume=resume)
-    begin = time.perf_counter()
+    folder = Path(config.runs_folder) / config.name
     checkpoints = FolderCheckpoints(folder / "checkpoints", config.checkpoints)
+    check_folder(folder, checkpoints, resume=resume)
+    check_machine(config)
+    data = build.read_data(config)
+    begin = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.yaml")
     with ExitStack() as stack:
+        stack.enter_context(resume_hint(folder, checkpoints))
         tracker = stack.enter_context(open_run_trackers(config, folder, checkpoints))
         for line in explain(config):
             LOG.info(line)
         place = stack.enter_context(cluster(config.cluster))
-        parts = make_parts(config, place, checkpoints, tracker, wrap)
+        parts = make_parts(config, data, place, checkpoints, tracker, wrap)
         if not checkpoints.steps():
-            warm_up(config, parts)
+            warm_up(config, data, parts)
             checkpoints.save(Progress(), parts.learner, parts.rollouts)
         if not sft_only:
             train(config, config.learner, parts, temperature=config.sampling.temperature)
-        build.export_policy(parts.learner, build.make_tokenizer(config), (folder / "export").absolute())
+        build.export_policy(parts.learner, data.tokenizer, (folder / "export").absolute())
         tracker.finish(summarise(folder, config, time.perf_counter() - begin))
     write_report(folder)
     return folder
@@ -77,36 +84,53 @@ def open_run_trackers(config: RunConfig, folder: Path, checkpoints: FolderCheckp
     )
 
 
-def make_parts(config: RunConfig, place: Place, checkpoints: FolderCheckpoints, tracker: Trackers, wrap: Wrap) -> Parts:
+def make_parts(
+    config: RunConfig, data: Data, place: Place, checkpoints: FolderCheckpoints, tracker: Trackers, wrap: Wrap
+) -> Parts:
     """Everybody who takes part, placed and started."""
-    tokenizer = build.make_tokenizer(config)
     learner, workers = place_parts(config, place)
-    service = make_service(config, tokenizer, workers)
+    service = make_service(config, data, workers)
+    deadline_seconds = config.cluster.update_seconds
     return Parts(
-        learner=RemoteLearner(learner, deadline_seconds=config.cluster.update_seconds),
+        learner=RemoteLearner(learner, deadline_seconds=deadline_seconds),
         rollouts=wrap(service),
-        weights=ObjectStoreSync(learner, service),
+        weights=ObjectStoreSync(learner, service, deadline_seconds=deadline_seconds),
         checkpoints=checkpoints,
-        evaluator=HeldOutEvaluator(service, build.make_eval_prompts(config, tokenizer), config.evaluation),
+        evaluator=HeldOutEvaluator(service, data.held_out, config.evaluation),
         tracker=tracker,
-        decode=tokenizer.decode,
+        decode=data.tokenizer.decode,
         records_per_step=config.tracking.rollouts_per_step,
     )
 
 
-def prepare_folder(config: RunConfig, *, resume: bool) -> Path:
-    """runs/<name>, new and with its config.yaml; a finished or crashed run is never overwritten."""
-    folder = Path(config.runs_folder) / config.name
-    if resume:
-        return folder
-    if (folder / "config.yaml").exists():
+def check_folder(folder: Path, checkpoints: FolderCheckpoints, *, resume: bool) -> None:
+    """A finished or crashed run is never overwritten: not by a new one, nor by one that cannot go on from it.
+
+    A run that died before its first checkpoint has nothing to lose, so to resume it is to begin it again.
+    """
+    if not resume and (folder / "config.yaml").exists():
         raise ConfigError(
             f"{folder} holds a run already; go on with it by cispo train --resume {folder}, give this one another name "
             f"(name=...), or delete that folder."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.yaml")
-    return folder
+    last_step = max((int(line["step"]) for line in read_metrics(folder)), default=0) if resume else 0
+    if last_step > 0 and not checkpoints.steps():
+        raise CheckpointError(
+            f"{folder} has metrics up to step {last_step} but no checkpoint, and to begin again would overwrite them; "
+            f"put {checkpoints.folder} back, or start a run of another name."
+        )
+
+
+@contextmanager
+def resume_hint(folder: Path, checkpoints: FolderCheckpoints) -> Iterator[None]:
+    """Whatever ends the run early carries the command that goes on with it."""
+    try:
+        yield
+    except BaseException as error:
+        steps = checkpoints.steps()
+        does = f"goes on from step {steps[-1]}" if steps else "begins it again"
+        error.add_note(f"`cispo train --resume {folder}` {does}.")
+        raise
 
 
 def check_machine(config: RunConfig) -> None:
@@ -115,6 +139,8 @@ def check_machine(config: RunConfig) -> None:
         build.make_sandbox_pool(config).close()
     if config.model.path and not Path(config.model.path).is_dir():
         raise CheckpointError(f"model.path={config.model.path} is not a folder.")
+    if config.rewards.custom:
+        CustomReward(config.rewards.custom)
 
 
 def place_parts(config: RunConfig, place: Place) -> tuple[Handle, list[Handle]]:
@@ -125,19 +151,19 @@ def place_parts(config: RunConfig, place: Place) -> tuple[Handle, list[Handle]]:
     return learner, workers
 
 
-def make_service(config: RunConfig, tokenizer: Tokenizer, workers: list[Handle]) -> RolloutService:
+def make_service(config: RunConfig, data: Data, workers: list[Handle]) -> RolloutService:
     """The driver's side of the rollouts."""
     draw = Draw(config.seed, config.group_size, config.sampling.max_new_tokens, config.max_staleness)
-    return RolloutService(workers, build.make_prompts(config, tokenizer), draw, config.rollout)
+    return RolloutService(workers, data.prompts, draw, config.rollout)
 
 
-def warm_up(config: RunConfig, parts: Parts) -> None:
+def warm_up(config: RunConfig, data: Data, parts: Parts) -> None:
     """The cold start, if there is one, and the optimizer that RL begins with."""
     begin = time.perf_counter()
     if config.sft.steps:
         cold_start(
             parts.learner,
-            build.make_demonstrations(config, build.make_tokenizer(config)),
+            build.make_demonstrations(config, data.tokenizer),
             config.sft,
             max_row_tokens=config.learner.max_row_tokens,
             tracker=parts.tracker,

@@ -16,6 +16,10 @@ from launch.actors import Handle
 from rollout.receiver import WeightPackage, make_package
 
 
+class LearnerDied(CispoError):
+    """The learner's process is gone, and with it every update since the last checkpoint."""
+
+
 class LearnerHost:
     """The learner where it lives: the Learner's methods, and the package that a weight sync sends."""
 
@@ -71,17 +75,19 @@ class RemoteLearner:
         return await_learner(self.handle.call(method, *arguments), method, self.deadline_seconds)
 
 
-def await_learner(call: Future[Any], method: str, seconds: float) -> Any:
+def await_learner(call: Future[Any], what: str, seconds: float) -> Any:
     """The call's result; a dead or silent learner ends the run with a sentence, for its optimizer state is gone."""
     try:
         return call.result(timeout=seconds)
     except TimeoutError as error:
         raise DeadlineExceeded(
-            f"the driver waited {seconds:g} s for the learner to {method}; raise cluster.update_seconds if the update "
-            f"is that slow, and resume from the last checkpoint with cispo train --resume."
+            f"The driver waited {seconds:g} s for the learner to {what}; look at its log, or raise "
+            f"cluster.update_seconds if the learner is that slow."
         ) from error
     except WorkerDied as error:
-        raise CispoError(f"{error} Resume from the last checkpoint with cispo train --resume.") from error
+        raise LearnerDied(
+            f"{error} The learner was to {what}, and what it learnt since the last checkpoint went with it."
+        ) from error
 
 
 class ObjectStoreSync:
@@ -90,10 +96,17 @@ class ObjectStoreSync:
     On one node the workers map the same memory, so the weights are copied once, by the learner.
     """
 
-    def __init__(self, learner: Handle, rollouts: RolloutSource) -> None:
+    def __init__(self, learner: Handle, rollouts: RolloutSource, *, deadline_seconds: float) -> None:
         self.learner = learner
         self.rollouts = rollouts
+        self.deadline_seconds = deadline_seconds
 
     def publish(self, learner: object, *, version: int) -> None:
-        """See WeightSync; returns once every worker samples with `version`."""
-        self.rollouts.load_weights(self.learner.reference("package", version), version)
+        """See WeightSync; returns once every worker samples with `version`.
+
+        The package is waited for here, before any worker is asked to read it: or a dead learner would look like a
+        worker that fails to load.
+        """
+        call = self.learner.reference("package", version)
+        package = await_learner(call, f"pack the weights of version {version}", self.deadline_seconds)
+        self.rollouts.load_weights(package, version)
