@@ -58,15 +58,25 @@ def _build(cls: Any, values: Any, path: str, faults: list[str]) -> Any:
     for key in values:
         if key not in names:
             faults.append(f"unknown key {_join(path, str(key))!r}: {nearest(str(key), names)}")
+    num_before = len(faults)
+    faults.extend(f"{_join(path, name)} is needed and has no default." for name in _required(cls) if name not in values)
     arguments: dict[str, Any] = {}
-    for name in (name for name in names if name in values):
-        found: list[str] = []
-        argument = _convert(hints[name], values[name], _join(path, name), found)
-        faults.extend(found)
-        if not found:
-            arguments[name] = argument
-    # Built even when some values are faulty, with defaults for those: the others may break rules that people want to
-    # hear of in the same go.
+    for name in names:
+        if name in values:
+            num_faults = len(faults)
+            converted = _convert(hints[name], values[name], _join(path, name), faults)
+            if len(faults) == num_faults:
+                arguments[name] = converted
+    if len(faults) == num_before:
+        return _instance(cls, arguments, path, faults)
+    for parent in cls.__mro__[1:]:  # what a parent class says of its own fields holds whatever else is wrong
+        own = [field.name for field in dataclasses.fields(parent)] if dataclasses.is_dataclass(parent) else []
+        if own and all(name in arguments or name not in values for name in own):
+            _instance(parent, {name: arguments[name] for name in own if name in arguments}, path, faults)
+    return None
+
+
+def _instance(cls: Any, arguments: Mapping[str, Any], path: str, faults: list[str]) -> Any:
     try:
         return cls(**arguments)
     except ConfigError as error:
@@ -74,6 +84,12 @@ def _build(cls: Any, values: Any, path: str, faults: list[str]) -> Any:
     except (TypeError, ValueError) as error:
         faults.append(f"{path or 'the configuration'}: {error}")
     return None
+
+
+def _required(cls: Any) -> list[str]:
+    nothing = dataclasses.MISSING
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    return [field.name for field in fields if field.default is nothing and field.default_factory is nothing]
 
 
 def _convert(hint: Any, value: Any, path: str, faults: list[str]) -> Any:

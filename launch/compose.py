@@ -6,6 +6,7 @@ Hydra stays in this file. What it composes is turned into a plain dictionary at 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,20 @@ GROUPS = ("model", "task", "rewards", "sandbox", "learner", "cluster", "engine",
 
 def compose(overrides: Sequence[str]) -> RunConfig:
     """The configuration of `cispo train <overrides>`. Raises ConfigError with every fault it can find."""
+    defaults = to_dict(RunConfig())
+    faults_by_override = {override: list(_faults_of(override, defaults)) for override in overrides}
+    faults = [fault for found in faults_by_override.values() for fault in found]
+    try:
+        config = from_dict(RunConfig, _composed([o for o in overrides if not faults_by_override[o]], defaults))
+    except ConfigError as error:
+        faults.extend(error.faults)
+    if faults:
+        raise ConfigError(*faults)
+    return config
+
+
+def _composed(overrides: Sequence[str], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What Hydra makes of the YAML tree and the overrides, as a plain dictionary."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.core.config_store import ConfigStore
@@ -29,18 +44,14 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    defaults = to_dict(RunConfig())
-    faults = [fault for override in overrides for fault in _faults_of(override, defaults)]
-    if faults:
-        raise ConfigError(*faults)
+    logging.getLogger("hydra").setLevel(logging.INFO)  # its debug lines speak of nothing that a user set
     ConfigStore.instance().store(name="schema", node=defaults)
     try:
         with initialize_config_module("configs", version_base="1.3"):
-            composed = hydra_compose("train", overrides=[_open_mappings(override, defaults) for override in overrides])
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            composed = hydra_compose("train", overrides=[_open_mappings(override) for override in overrides])
+        return typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_plain_sentence(error)) from error
-    return from_dict(RunConfig, typing.cast(dict[str, Any], values))
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -51,7 +62,12 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that a run was started with, with a few keys changed (plain key=value)."""
+    """The configuration that a run was started with, changed by overrides in the same words as those of `compose`.
+
+    A group, such as cluster=inline, is replaced whole by the file of that name.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -59,17 +75,24 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist, so {path.parent} is not the folder of a run.")
     try:
-        loaded = OmegaConf.load(path)
-        values = typing.cast(dict[str, Any], OmegaConf.to_container(loaded, resolve=True))
-        defaults = to_dict(RunConfig())
-        faults = [fault for override in overrides for fault in _faults_of(override, defaults)]
-        if faults:
-            raise ConfigError(*faults)
-        changes = OmegaConf.from_dotlist(list(overrides))
-        values = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(values, changes), resolve=True))
-    except (OmegaConfBaseException, YAMLError, OSError) as error:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {_plain_sentence(error)}") from error
-    return from_dict(RunConfig, values)
+    faults = [fault for override in overrides for fault in _faults_of(override, to_dict(RunConfig()))]
+    if "experiment" in map(_key, overrides):
+        faults.append("an experiment is what a run begins with, so a resumed one cannot take another.")
+    if faults:
+        raise ConfigError(*faults)
+    changed = OmegaConf.create(typing.cast(dict[str, Any], values))
+    try:
+        for group in dict.fromkeys(_key(override) for override in overrides if _key(override) in GROUPS):
+            chosen = compose([override for override in overrides if _key(override).split(".")[0] == group])
+            changed[group] = to_dict(chosen)[group]
+        for change in OverridesParser.create().parse_overrides([o for o in overrides if _key(o) not in GROUPS]):
+            OmegaConf.update(changed, change.key_or_group, change.value(), force_add=True)
+    except (OmegaConfBaseException, HydraException) as error:
+        raise ConfigError(_plain_sentence(error)) from error
+    return from_dict(RunConfig, typing.cast(dict[str, Any], OmegaConf.to_container(changed, resolve=True)))
 
 
 def choices(group: str) -> list[str]:
@@ -112,9 +135,13 @@ def _with_path(where: str, sentence: str) -> str:
     return f"did you mean {f'{where}.{match[1]}' if where else match[1]!r}?" if match else sentence
 
 
-def _open_mappings(override: str, defaults: Mapping[str, Any]) -> str:
+def _key(override: str) -> str:
+    return override.split("=", 1)[0]
+
+
+def _open_mappings(override: str) -> str:
     """Let `task.mixture.mine=1` name a new entry: Hydra asks for a ++ where the key does not exist yet."""
-    key = override.split("=", 1)[0]
+    key = _key(override)
     inside = any(key.startswith(f"{path}.") for path in open_mappings())
     return f"++{override}" if inside else override
 

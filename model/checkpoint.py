@@ -12,7 +12,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,18 @@ def load_weights(lm: HybridLM, stream: Stream) -> None:
     """Copy a stream of named weights, in either layout, into `lm`, one at a time and in the dtypes that it has.
 
     Raises ModelError, after the whole stream was read, that lists every missing, unknown and misshapen weight;
-    those that fitted have then been written, so a caller that must keep the old weights checks first, against
-    the names and shapes of `stream_weights`.
+    those that fitted have then been written, so a caller that must keep the old weights calls `check_weights` first.
     """
+    _match(lm, stream, lambda place, tensor: place.copy_(tensor))
+
+
+def check_weights(lm: HybridLM, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise ModelError if `load_weights` would, without writing any."""
+    _match(lm, iter(weights), lambda place, tensor: None)
+
+
+def _match(lm: HybridLM, stream: Stream, use: Callable[[Tensor, Tensor], object]) -> None:
+    """Give `use` every weight of `lm` with the tensor of its name; ModelError for all that do not fit."""
     places = dict(stream_weights(lm))
     missing = set(places)
     faults = []
@@ -56,7 +65,7 @@ def load_weights(lm: HybridLM, stream: Stream) -> None:
         elif places[name].shape != tensor.shape:
             faults.append(f"{name} has shape {tuple(tensor.shape)} where {tuple(places[name].shape)} is needed")
         else:
-            places[name].copy_(tensor)
+            use(places[name], tensor)
         missing.discard(name)
     faults += [f"{name} is missing" for name in sorted(missing)]
     if faults:

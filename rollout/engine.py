@@ -25,7 +25,7 @@ from cispo.errors import CispoError, ConfigError, InvalidRequest, WeightSyncErro
 from cispo.protocols import ModelState, WeightStream
 from cispo.types import Bools, Floats, Ints, StopReason
 from model import HybridCache, HybridLM, ModelError
-from model.checkpoint import load_weights
+from model.checkpoint import check_weights, load_weights
 from rollout.sampling import Sampling
 from rollout.slots import Lanes, Occupant, Slots
 from rollout.snapshot import PausedSequence, from_arrays, to_arrays
@@ -284,12 +284,17 @@ class HybridEngine:
 
         Sequences under way go on: their states stay those of the older weights, and each token records the version
         that sampled it. A prompt whose group is not seated yet is prefilled again with the new weights.
-        Raises WeightSyncError if names or shapes are not the model's; weights that fitted are then already written.
+        Raises WeightSyncError if names or shapes are not the model's; the old weights are then kept whole, for which
+        all of `weights` is looked at before the first is written.
         """
+        arrived = [(name, torch.as_tensor(array)) for name, array in weights]
         try:
-            load_weights(self._lm, ((name, torch.as_tensor(array)) for name, array in weights))
+            check_weights(self._lm, arrived)
         except ModelError as error:
-            raise WeightSyncError(f"Version {version} cannot be loaded: {error}") from error
+            raise WeightSyncError(
+                f"Version {version} cannot be loaded, and version {self._version} is kept: {error}"
+            ) from error
+        load_weights(self._lm, iter(arrived))
         self._version = version
         for group in self._groups:
             group.prompt = None
