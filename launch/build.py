@@ -96,11 +96,13 @@ def make_rewards(config: RunConfig) -> Rewards:
     from rewards.reward import Rewards
 
     verifiers: dict[str, Any] = {"math": MathAnswer(config.rewards.math)}
+    pools = []
     if needs_sandbox(config):
         from rewards.code_tests import CodeTests
 
-        verifiers["code"] = CodeTests(make_sandbox_pool(config))
-    return Rewards(dataclasses.replace(config.rewards, verifiers=verifiers_in_use(config)), verifiers)
+        pools.append(make_sandbox_pool(config))
+        verifiers["code"] = CodeTests(pools[0], config.rewards.code)
+    return Rewards(dataclasses.replace(config.rewards, verifiers=verifiers_in_use(config)), verifiers, owned=pools)
 
 
 def verifiers_in_use(config: RunConfig) -> dict[str, str]:

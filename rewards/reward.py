@@ -10,7 +10,7 @@ sampling. A system error says nothing about the model: it is retried, then the s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -37,10 +37,11 @@ class Verifier(Protocol):
 
 
 @runtime_checkable
-class _Closable(Protocol):
-    """A verifier that owns processes."""
+class Closable(Protocol):
+    """Something that owns processes or threads."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End them."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,22 @@ class RewardsConfig:
 class Rewards:
     """The `Scorer` of a rollout worker (cispo.protocols)."""
 
-    def __init__(self, config: RewardsConfig, verifiers: Mapping[str, Verifier]) -> None:
-        """`verifiers` by name, e.g. {"math": MathAnswer(config.math), "code": CodeTests(pool, config.code)}.
+    def __init__(
+        self, config: RewardsConfig, verifiers: Mapping[str, Verifier], *, owned: Sequence[Closable] = ()
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            config: the weights.
+            verifiers: by name, e.g. {"math": MathAnswer(config.math), "code": CodeTests(pool, config.code)}.
+            owned: what else is closed with the scorer, e.g. the sandbox pool that no other verifier uses.
 
         Raises:
             ConfigError: a task names a verifier that is not among them, or the custom reward cannot be loaded.
         """
         self._config = config
         self._verifiers = dict(verifiers)
+        self._owned = tuple(owned)
         missing = {config.default_verifier, *config.verifiers.values()} - {*verifiers, CUSTOM}
         if missing:
             raise ConfigError(
@@ -122,8 +131,10 @@ class Rewards:
         """End the threads and the verifiers' processes; what was not begun is cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for verifier in self._verifiers.values():
-            if isinstance(verifier, _Closable):
+            if isinstance(verifier, Closable):
                 verifier.close()
+        for resource in self._owned:
+            resource.close()
         self._threads.shutdown(wait=True)
 
     def _score(self, prompt: Prompt, trajectory: Trajectory, text: str) -> Score:
