@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import zlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,20 +47,20 @@ class FolderCheckpoints:
 
     def save(self, progress: Progress, learner: Learner, rollouts: RolloutSource) -> None:
         """Write checkpoints/step_N; a crash at any moment leaves the older ones as they were."""
+        for left_over in self.folder.glob(".step_*"):  # by a save that was killed
+            shutil.rmtree(left_over)
         unfinished = self.folder / f".step_{progress.step}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         write_json(unfinished / "progress.json", asdict(progress))
         write_json(unfinished / "rollouts.json", rollouts.state())
         learner.save(unfinished / "learner")
         write_json(unfinished / MANIFEST, checksums(unfinished))
         _flush_tree(unfinished)
-        target = self.folder / f"step_{progress.step}"
-        shutil.rmtree(target, ignore_errors=True)
-        unfinished.rename(target)
+        self._discard(progress.step)
+        unfinished.rename(self.folder / f"step_{progress.step}")
         _flush(self.folder)
         for old in self.steps()[: -self.config.keep]:
-            shutil.rmtree(self.folder / f"step_{old}")
+            self._discard(old)
 
     def restore(self, learner: Learner, rollouts: RolloutSource) -> Progress:
         """Load the newest checkpoint; a fresh Progress if there is none. Raises CheckpointError if it is damaged."""
@@ -71,6 +72,14 @@ class FolderCheckpoints:
         learner.load(folder / "learner")
         rollouts.restore(json.loads((folder / "rollouts.json").read_text()))
         return Progress(**json.loads((folder / "progress.json").read_text()))
+
+    def _discard(self, step: int) -> None:
+        """Delete a checkpoint that may not exist; renamed first, so that none is ever seen half deleted."""
+        doomed = self.folder / f".step_{step}.discarded"
+        shutil.rmtree(doomed, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            (self.folder / f"step_{step}").rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
@@ -90,8 +99,8 @@ def verify(folder: Path) -> None:
     """Raise CheckpointError, naming every damaged file, unless `folder` is what its manifest says."""
     advice = f"delete {folder} to resume from the checkpoint before it"
     try:
-        expected = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        expected = dict(json.loads((folder / MANIFEST).read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"the manifest of checkpoint {folder} cannot be read ({error}); {advice}.") from error
     present = checksums(folder)
     damaged = sorted(name for name in expected if present.get(name) != expected[name])

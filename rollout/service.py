@@ -100,7 +100,7 @@ class RolloutService:
         while True:
             self._fill(intake)
             if run_ahead or not self._under_way:
-                self._draw(intake.missing + run_ahead - len(self._under_way))
+                self._draw(intake.missing + run_ahead - len(self._under_way) - len(self._ready))
             if not intake.missing:
                 return intake.harvest()
             self._gather(self._pool.wait())

@@ -1,0 +1,316 @@
+"""The driver's side of rollouts, over small hand-written workers: waves, limits, recovery, and nothing lost."""
+
+import logging
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cispo.errors import DeadlineExceeded, RewardError, WorkerDied
+from cispo.types import Group, Prompt, Score, StopReason, Trajectory, Verdict
+from rollout.service import Draw, RolloutConfig, RolloutService
+from rollout.worker import Finished
+
+
+class Counter:
+    """A prompt stream 0, 1, 2, ..."""
+
+    def __init__(self):
+        self.count = 0
+
+    def next(self):
+        self.count += 1
+        return Prompt(f"p{self.count - 1}", "chain", "x", (self.count,), "y")
+
+    def state(self):
+        return {"count": self.count}
+
+    def restore(self, state):
+        self.count = state["count"]
+
+
+class Worker:
+    """A worker that finishes groups at once, in a pace and order that the test gives.
+
+    `pace` says how many groups each `advance` finishes (then all of them), `flat` and `failing` which indices come to
+    nothing, `dies_in` the methods that each kill the process once.
+    """
+
+    def __init__(self, name, *, pace=(), flat=(), failing=(), dies_in=(), last_first=False, silent=False):
+        self.name = name
+        self.pace, self.flat, self.failing, self.dies_in = list(pace), set(flat), set(failing), list(dies_in)
+        self.last_first, self.silent = last_first, silent
+        self.queue, self.version = [], None
+        self.seen, self.num_restarts = [], 0
+
+    def call(self, method, *arguments):
+        future = Future()
+        if self.silent:
+            return future
+        try:
+            if method in self.dies_in:
+                self.dies_in.remove(method)
+                raise WorkerDied(f"The process of {self.name} died.")
+            future.set_result(getattr(self, method)(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def restart(self):
+        self.queue, self.version, self.silent = [], None, False
+        self.num_restarts += 1
+
+    def load_weights(self, package, version):
+        self.version = version
+
+    def submit(self, requests):
+        assert self.version is not None, "a worker without weights was given work"
+        self.queue += requests
+        self.seen += [request.index for request in requests]
+
+    def advance(self, seconds):
+        count = self.pace.pop(0) if self.pace else len(self.queue)
+        ordered = sorted(self.queue, key=lambda request: request.index, reverse=self.last_first)
+        done, self.queue = ordered[:count], ordered[count:]
+        failed = {request.index: "no luck" for request in done if request.index in self.failing}
+        return Finished(tuple(self.group(r) for r in done if r.index not in failed), failed, num_steps=1)
+
+    def group(self, request):
+        values = [1.0] * request.num_samples
+        if request.index not in self.flat:
+            values[0] = 0.0
+        trajectory = Trajectory(
+            token_ids_T=np.array([*request.prompt.token_ids, request.seed % 1000]),
+            action_mask_T=np.array([False, True]),
+            behaviour_logp_T=np.zeros(2, dtype=np.float32),
+            version_T=np.array([-1, self.version]),
+            stop_reason=StopReason.STOP,
+        )
+        scores = tuple(Score(v, v > 0, {}, Verdict.CORRECT) for v in values)
+        return Group(request.index, request.prompt, (trajectory,) * request.num_samples, scores)
+
+
+def differs(group):
+    return len(set(group.rewards_G.tolist())) > 1
+
+
+def service_of(*workers, prompts=None, staleness=0, **config):
+    draw = Draw(seed=1, group_size=2, max_new_tokens=8, max_staleness=staleness)
+    service = RolloutService(workers, prompts or Counter(), draw, RolloutConfig(**config))
+    service.load_weights("package", 0)
+    return service
+
+
+def take(service, num_groups=4, version=0, staleness=0):
+    return service.take(num_groups, oldest_version=version - staleness, keep=differs)
+
+
+def indices(harvest):
+    return [group.index for group in harvest.groups]
+
+
+def test_a_wave_is_spread_evenly_and_the_next_is_drawn_when_it_is_over():
+    a, b = Worker("a", flat={0, 3}, last_first=True), Worker("b", flat={0, 3}, pace=[0, 1])
+    harvest = take(service_of(a, b))
+    assert (a.seen, b.seen) == ([0, 2, 4], [1, 3, 5])  # the second wave replaces the two flat groups
+    assert indices(harvest) == [1, 2, 4, 5]
+    assert (harvest.drawn, harvest.dropped) == (6, {"flat": 2})
+    assert [group.index for group in harvest.seen] == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_draw_limit_ends_a_step_in_which_everything_is_flat():
+    worker = Worker("a", flat=range(100))
+    harvest = take(service_of(worker, draw_limit=2.5), num_groups=4)
+    assert (indices(harvest), harvest.drawn, harvest.dropped) == ([], 10, {"flat": 10})
+    assert worker.seen == list(range(10))
+
+
+def test_failed_groups_are_counted_told_and_replaced(caplog):
+    with caplog.at_level(logging.WARNING):
+        harvest = take(service_of(Worker("a", failing={1, 2})))
+    assert indices(harvest) == [0, 3, 4, 5]
+    assert (harvest.drawn, harvest.dropped) == (6, {"failed": 2})
+    assert "prompt p1 came to nothing: no luck" in caplog.text
+
+
+def test_groups_older_than_allowed_are_dropped_as_stale():
+    service = service_of(Worker("a"))
+    with_old_weights = service.take(2, oldest_version=1, keep=differs)
+    assert (with_old_weights.groups, with_old_weights.dropped) == ((), {"stale": 8})
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 3), max_size=6), min_size=2, max_size=2),
+    st.lists(st.booleans(), min_size=2, max_size=2),
+    st.sets(st.integers(0, 12)),
+)
+def test_who_is_faster_changes_neither_groups_nor_dispatch(paces, orders, flat):
+    workers = [
+        Worker(name, pace=pace, last_first=last_first, flat=flat)
+        for name, pace, last_first in zip("ab", paces, orders, strict=True)
+    ]
+    even = [Worker(name, flat=flat) for name in "ab"]
+    hurried, calm = service_of(*workers), service_of(*even)
+    for step in range(2):
+        left, right = take(hurried), take(calm)
+        assert indices(left) == indices(right), step
+        assert [g.trajectories[0].token_ids_T.tolist() for g in left.groups] == [
+            g.trajectories[0].token_ids_T.tolist() for g in right.groups
+        ]
+        assert (left.drawn, left.dropped) == (right.drawn, right.dropped)
+    assert [worker.seen for worker in workers] == [worker.seen for worker in even]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 2),
+    st.lists(st.lists(st.integers(0, 3), max_size=8), min_size=2, max_size=2),
+    st.sets(st.integers(0, 20)),
+    st.integers(0, 3),
+)
+def test_a_restored_service_draws_every_prompt_exactly_once(staleness, paces, flat, steps_before):
+    """Whatever was under way, ready or not yet drawn when the state was taken, the next one takes it up."""
+
+    def run(service, first, num_steps):
+        for step in range(first, first + num_steps):
+            service.load_weights("package", step)
+            yield take(service, 2, step, staleness)
+
+    workers = [Worker(name, pace=pace, flat=flat) for name, pace in zip("ab", paces, strict=True)]
+    before = service_of(*workers, staleness=staleness)
+    taken = [g for harvest in run(before, 0, steps_before) for g in harvest.seen]
+    after = service_of(Worker("c", flat=flat), Worker("d", flat=flat), prompts=Counter(), staleness=staleness)
+    after.restore(before.state())
+    taken += [g for harvest in run(after, steps_before, 4) for g in harvest.seen]
+    ids = [group.index for group in taken]
+    assert len(set(ids)) == len(ids), "a prompt was repeated"
+    untaken = {index for index, _ in after.state()["again"]}
+    assert set(ids) | untaken == set(range(after.state()["next_index"])), "a prompt was lost"
+    assert all(group.prompt.id == f"p{group.index}" for group in taken), "a prompt changed its index"
+
+
+def test_a_state_can_be_written_as_json_and_read_back():
+    import json
+
+    service = service_of(Worker("a", pace=[1, 1]), staleness=1)
+    take(service, 1, 0, 1)
+    state = json.loads(json.dumps(service.state()))
+    again = service_of(Worker("b"), staleness=1)
+    again.restore(state)
+    assert again.state() == service.state()
+
+
+@pytest.mark.parametrize("staleness", [1, 2, 3])
+def test_work_is_kept_ahead_and_nothing_stale_is_ever_taken(staleness):
+    a, b = Worker("a"), Worker("b")
+    service = service_of(a, b, staleness=staleness)
+    for step in range(8):
+        service.load_weights("package", step)
+        harvest = take(service, 4, step, staleness)
+        assert len(harvest.groups) == 4
+        assert "stale" not in harvest.dropped, "more was drawn ahead than max_staleness steps can use"
+        assert all(step - staleness <= group.oldest_version <= step for group in harvest.groups)
+        ahead = len(service.state()["again"])
+        assert ahead == 4 * staleness, "the workers have max_staleness steps of groups ahead of them"
+
+
+@pytest.mark.parametrize("method", ["submit", "advance", "load_weights"])
+def test_a_death_is_told_and_mended_with_the_same_groups(method, caplog):
+    dying, whole = Worker("b"), Worker("b")
+    service, untroubled = service_of(Worker("a"), dying), service_of(Worker("a"), whole)
+    dying.dies_in = [method]
+    with caplog.at_level(logging.WARNING):
+        for each in (service, untroubled):
+            each.load_weights("package", 1)
+        left, right = take(service, version=1), take(untroubled, version=1)
+    assert dying.num_restarts == 1
+    assert "The process of b died. It is restarted" in caplog.text
+    assert indices(left) == indices(right) == [0, 1, 2, 3]
+    assert [g.trajectories[0].token_ids_T.tolist() for g in left.groups] == [
+        g.trajectories[0].token_ids_T.tolist() for g in right.groups
+    ]
+
+
+def test_a_worker_that_dies_again_while_it_is_mended_is_mended_again():
+    worker = Worker("a", dies_in=["advance", "load_weights", "submit"])
+    worker.dies_in.remove("load_weights")
+    service = service_of(worker)
+    worker.dies_in.append("load_weights")
+    assert indices(take(service)) == [0, 1, 2, 3]
+    assert worker.num_restarts == 3
+
+
+def test_more_deaths_than_allowed_end_the_run_with_the_number():
+    service = service_of(Worker("a", dies_in=["advance"] * 3), max_restarts=2)
+    with pytest.raises(WorkerDied, match=r"death number 3 .* rollout.max_restarts is 2"):
+        take(service)
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("advance", r"waited 0.05 s for rollouts and saw no progress; under way: b with 2 groups"),
+        ("submit", r"waited 0.05 s for b to answer 'submit'"),
+        ("load_weights", r"waited 0.05 s for b to load the weights of version 1"),
+    ],
+)
+def test_a_silent_worker_is_a_deadline_that_says_who_waited_for_whom(method, says):
+    silent = Worker("b")
+    service = service_of(Worker("a"), silent, deadline_seconds=0.05)
+    answer = silent.call
+    silent.call = lambda name, *arguments: Future() if name == method else answer(name, *arguments)
+    with pytest.raises(DeadlineExceeded, match=says):
+        service.load_weights("package", 1)
+        take(service, version=1)
+
+
+def test_an_error_of_a_reward_ends_the_run_as_itself():
+    worker = Worker("a")
+    service = service_of(worker)
+
+    def faulty(seconds):
+        raise RewardError("line 3 raised")
+
+    worker.advance = faulty
+    with pytest.raises(RewardError, match="line 3 raised"):
+        take(service)
+    assert worker.num_restarts == 0
+
+
+def prompts_for_evaluation():
+    return [Prompt(name, "chain", "x", (i,), "y") for i, name in enumerate("uvw")]
+
+
+def test_samples_come_in_order_with_seeds_that_depend_on_the_prompt_alone():
+    one = service_of(Worker("a", pace=[1, 1, 1], last_first=True))
+    two = service_of(Worker("a"), Worker("b", pace=[0, 1]))
+    take(two)  # the training stream has moved on here
+    left = one.sample(prompts_for_evaluation(), num_samples=3, greedy=False)
+    right = two.sample(list(reversed(prompts_for_evaluation())), num_samples=3, greedy=False)
+    assert [group.prompt.id for group in left] == ["u", "v", "w"]
+    assert [len(group.trajectories) for group in left] == [3, 3, 3]
+    tokens = {group.prompt.id: group.trajectories[0].token_ids_T.tolist() for group in left}
+    assert tokens == {group.prompt.id: group.trajectories[0].token_ids_T.tolist() for group in right}
+
+
+def test_sampling_leaves_the_training_stream_alone():
+    service = service_of(Worker("a", pace=[1, 1]), staleness=1)
+    take(service, 2, 0, 1)
+    before = {index for index, _ in service.state()["again"]}
+    service.sample(prompts_for_evaluation(), num_samples=1, greedy=True)
+    assert {index for index, _ in service.state()["again"]} == before
+    assert indices(take(service, 2, 1, 1)) == sorted(before)[:2]
+
+
+def test_a_prompt_that_cannot_be_sampled_is_left_out_and_told(caplog):
+    with caplog.at_level(logging.WARNING):
+        groups = service_of(Worker("a", failing={-2})).sample(prompts_for_evaluation(), num_samples=1, greedy=True)
+    assert [group.prompt.id for group in groups] == ["u", "w"]
+    assert "prompt v could not be evaluated: no luck" in caplog.text
+
+
+def test_nothing_to_sample_is_nothing():
+    assert service_of(Worker("a")).sample([], num_samples=1, greedy=True) == []
