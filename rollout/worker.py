@@ -48,6 +48,10 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         check_schedule("sampling.max_new_tokens", self.max_new_tokens)
         faults = [f"sampling: {fault}." for fault in self.at(Sampling(), 1).faults(vocab_size=1 << 31)]
+        windows = self.max_new_tokens
+        shortest = min(value for _, value in windows) if isinstance(windows, tuple) else windows
+        if shortest < 1:
+            faults.append(f"sampling.max_new_tokens must be at least 1 at every step; got {shortest:g}.")
         if self.temperature <= 0.0:
             faults.append(f"sampling.temperature must be above 0 to explore; got {self.temperature:g}.")
         if (self.top_p < 1.0 or self.top_k > 0) and not self.allow_biased_ratio:
