@@ -1,0 +1,171 @@
+"""The documentation is true: programs run, command lines compose, names exist, tables are up to date."""
+
+import ast
+import dataclasses
+import importlib.util
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from configs.schema import RunConfig
+from configs.strict import from_dict, to_dict
+from launch.cli import make_parser
+from launch.compose import compose
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PACKAGES = ("cispo", "configs", "launch", "model", "rewards", "rollout", "sandbox")
+PAGES = [DOCS / name for name in ("algorithm.md", "api.md", "configs.md", "map.md")] + sorted(
+    DOCS.glob("decisions/*.md")
+)
+
+
+def by_name(path):
+    return str(path.relative_to(DOCS))
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), flags=re.S | re.M)
+
+
+def commands():
+    return [line for page in PAGES for block in blocks(page, "console") for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def generator():
+    spec = importlib.util.spec_from_file_location("generate_configs", DOCS / "generate_configs.py")
+    module = importlib.util.module_from_spec(spec)
+    patch = pytest.MonkeyPatch()
+    patch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    patch.undo()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=by_name)
+def test_the_programs_of_a_page_run_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for program in blocks(page, "python"):
+        exec(compile(program, by_name(page), "exec"), names)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_line_of_the_pages_is_understood(command):
+    program, *arguments = shlex.split(command)
+    options = make_parser().parse_args(arguments)
+    assert program == "cispo"
+    if not getattr(options, "resume", None):
+        assert isinstance(compose(options.overrides), RunConfig)
+
+
+def test_the_pages_show_command_lines():
+    assert len(commands()) > 15
+
+
+def test_the_experiment_that_the_page_shows_composes(tmp_path):
+    (shown,) = blocks(DOCS / "configs.md", "yaml")
+    shutil.copytree(ROOT / "configs", tmp_path / "configs", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "configs" / "experiment" / "mine.yaml").write_text(shown)
+    ConfigStore.instance().store(name="schema", node=to_dict(RunConfig()))
+    with hydra.initialize_config_dir(str(tmp_path / "configs"), version_base="1.3"):
+        composed = hydra.compose("train", overrides=["experiment=mine"])
+    config = from_dict(RunConfig, OmegaConf.to_container(composed))
+    assert (config.name, config.steps, config.mask_above, config.learner.lr) == ("mine", 80, 1.28, 1e-4)
+
+
+def test_the_reference_is_that_of_the_code(generator):
+    page = generator.PAGE.read_text()
+    assert generator.with_tables(page, generator.reference()) == page, (
+        "docs/configs.md is out of date: run `python docs/generate_configs.py`"
+    )
+
+
+def test_the_reference_takes_the_defaults_of_the_group_and_not_of_its_class(generator):
+    keys = {key.path: key for key in generator.walk(RunConfig, RunConfig())}
+    assert keys["learner.optimizer.betas"].default == "`[0.9, 0.95]`"
+    assert keys["sft.optimizer.betas"].default == "`[0.9, 0.98]`"
+    assert keys["task.files.<name>.path"].default == "required"
+    assert keys["mask_above"].meaning == keys["mask_below"].meaning
+
+
+def test_a_field_without_a_line_is_an_error_and_so_is_a_line_without_a_field(generator):
+    @dataclasses.dataclass
+    class Example:
+        """Attributes:
+        told: has its line.
+        gone: was a field once.
+        """
+
+        told: int = 0
+        silent: int = 0
+
+    with pytest.raises(generator.UndocumentedField, match=r"a line: \['silent'\], without a field: \['gone'\]"):
+        list(generator.walk(Example))
+
+
+def named_paths(page):
+    """What stands in backquotes and looks like a path of the repository; patterns and placeholders are left out."""
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M))
+    inside = (*(f"{package}/" for package in PACKAGES), "tests/", "docs/", "benchmarks/", ".ci/")
+    return [span for span in spans if span.startswith(inside) and not re.search(r"[*<\s]", span)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_every_path_function_and_test_that_a_page_names_exists(page):
+    missing = []
+    for name in named_paths(page):
+        file, _, what = name.replace("::", ":").partition(":")
+        path = ROOT / file
+        if not path.exists() or what and what not in defined(path):
+            missing.append(name)
+    assert not missing, f"{by_name(page)} names what is not there: {', '.join(missing)}"
+
+
+def defined(path):
+    """Functions and classes of a file, and methods as Class.method."""
+    tree = ast.parse(path.read_text())
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+            names |= {f"{node.name}.{part.name}" for part in ast.walk(node) if isinstance(part, ast.FunctionDef)}
+    return names
+
+
+def test_the_map_names_every_module():
+    modules = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    unnamed = sorted(modules - set(named_paths(DOCS / "map.md")))
+    assert not unnamed, f"docs/map.md has no line for {', '.join(unnamed)}"
+
+
+def anchors(page):
+    """The link targets of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_links_lead_somewhere(page):
+    broken = []
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        file, _, anchor = target.partition("#")
+        path = page.parent / file if file else page
+        if not path.exists() or anchor and anchor not in anchors(path):
+            broken.append(target)
+    assert not broken, f"{by_name(page)} has broken links: {', '.join(broken)}"
+
+
+def test_decisions_are_short_pages_of_one_form():
+    for page in sorted(DOCS.glob("decisions/*.md")):
+        text = page.read_text()
+        assert all(word in text for word in ("**Context.**", "**Decision.**", "**Consequences.**")), page.name
+        assert 15 <= len(text.splitlines()) <= 25, page.name
