@@ -92,8 +92,17 @@ class RunConfig(TrainerConfig):
                 f"engine.max_length must exceed sampling.max_new_tokens, because it counts the prompt too; got "
                 f"{self.engine.max_length} and {longest:g}."
             )
+        if self.sft.steps and not self._demonstrating_tasks():
+            faults.append(
+                f"sft.steps={self.sft.steps} asks for a cold start, but sets of files hold no demonstrations; start "
+                f"from a trained policy with sft.steps=0 model.path=..., or name tasks in task.demonstration_mixture."
+            )
         if faults:
             raise ConfigError(*faults)
+
+    def _demonstrating_tasks(self) -> list[str]:
+        mixture = self.task.demonstration_mixture or self.task.mixture
+        return [name for name, weight in mixture.items() if weight > 0 and name not in self.task.files]
 
     def _longest_window(self) -> float:
         return max(value_at(self.sampling.max_new_tokens, step) for step in range(self.steps + 1))

@@ -4,6 +4,7 @@ often in another process; so they import what they need themselves.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,6 @@ def make_tokenizer(config: RunConfig) -> Tokenizer:
 
 def make_model(config: RunConfig, tokenizer: Tokenizer) -> HybridLM:
     """The policy at the start of the run: the pretrained one, or random weights from the run's seed."""
-    import dataclasses
-
     import torch
 
     from model import HybridLM, load_pretrained
@@ -90,8 +89,6 @@ def make_worker(config: RunConfig) -> RolloutWorker:
 
 def make_rewards(config: RunConfig) -> Rewards:
     """The scorer: verifiers in processes of their own and, if a task needs it, a sandbox."""
-    import dataclasses
-
     from rewards.math_answer import MathAnswer
     from rewards.reward import Rewards
 
@@ -128,11 +125,13 @@ def needs_sandbox(config: RunConfig) -> bool:
 
 def make_sampling(config: RunConfig, tokenizer: Tokenizer) -> Sampling:
     """The engine's sampling with this tokenizer's ids; the length limit is set for each request."""
-    tokens = Sampling(
-        stop_token_ids=(tokenizer.eos_id,),
-        think_open_id=tokenizer.token_id("<think>"),
-        think_close_id=tokenizer.token_id("</think>"),
-    )
+    tokens = Sampling(stop_token_ids=(tokenizer.eos_id,))
+    if config.sampling.thinking_budget:  # a tokenizer without think tokens is all right as long as nobody counts them
+        tokens = dataclasses.replace(
+            tokens,
+            think_open_id=tokenizer.token_id("<think>"),
+            think_close_id=tokenizer.token_id("</think>"),
+        )
     return config.sampling.at(tokens, max_new_tokens=1)
 
 
