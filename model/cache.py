@@ -9,6 +9,7 @@ Shapes: S slots, H heads, K key/value heads, M longest length, d head width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +18,26 @@ from model.config import HybridConfig
 from model.errors import ModelError
 
 Slots = Tensor | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One decoding step as the layers see it: N different slots, of which each gets one token.
+
+    Attributes:
+        slots_N: int64, the slots.
+        run: the same slots as an index into a pool: consecutive ones as a slice, which makes a view.
+        length_N: int64, tokens that each slot has seen; the new token's position.
+        longest: the greatest length once the new tokens are in.
+        cos_NR, sin_NR: float32 [N, rotary_dim / 2], the rotation of each new token's position.
+    """
+
+    slots_N: Tensor
+    run: slice | Tensor
+    length_N: Tensor
+    longest: int
+    cos_NR: Tensor
+    sin_NR: Tensor
 
 
 class HybridCache:
@@ -54,11 +75,18 @@ class HybridCache:
         self.values = {layer: torch.zeros(kv_shape, dtype=dtype, device=device) for layer in config.softmax_layers}
 
     def reset(self, slots: Slots) -> None:
-        """Forget what `slots` hold. Keys and values need no clearing: nothing is read beyond the length."""
+        """Forget what `slots` hold, as far as they were used.
+
+        Keys and values beyond a length have weight 0, but 0 * NaN is NaN: left-overs must be numbers.
+        """
         slots_N = self._indices(slots)
+        longest = int(self.length_S[slots_N].max()) if len(slots_N) else 0
         self.length_S[slots_N] = 0
         for pool in self.states.values():
             pool[slots_N] = 0
+        if longest:
+            for pool in (*self.keys.values(), *self.values.values()):
+                pool[slots_N, :, :longest] = 0
 
     def fork(self, source: int, targets: Slots) -> None:
         """Copy everything that slot `source` holds into each of `targets`."""

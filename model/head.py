@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from model.config import HybridConfig
 from model.errors import ModelError
+from model.kernels.packed import PackedWeight
 
 CHUNK_LOGITS = 1 << 22
 """Logits held at a time: 16 MiB in float32."""
@@ -28,11 +29,12 @@ class Head(nn.Module):
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size, dtype=config.dtype))
+        self.packed = PackedWeight()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> logits [..., V], float32 (float64 of float64 weights)."""
         wide = torch.promote_types(self.weight.dtype, torch.float32)
-        return F.linear(hidden.to(wide), self.weight.to(wide))
+        return self.packed.linear(hidden.to(wide), self.weight.to(wide))
 
     def logp_and_entropy(self, hidden_TD: Tensor, targets_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability of each target and entropy (nats) of each distribution at `temperature`, both [T].

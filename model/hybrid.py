@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model.cache import HybridCache
+from model.cache import HybridCache, Turn
 from model.config import LIGHTNING, HybridConfig
 from model.errors import ModelError
 from model.head import Head
@@ -53,10 +53,10 @@ class Layer(nn.Module):
         u = self.input_layernorm(x_TD)
         return self._rest(x_TD, u, self.self_attn.prefill(u, row, slots_N, cache), None)
 
-    def decode(self, x_ND: Tensor, rotation: tuple[Tensor, Tensor], slots_N: Tensor, cache: HybridCache) -> Tensor:
+    def decode(self, x_ND: Tensor, turn: Turn, cache: HybridCache) -> Tensor:
         """Continue each slot's sequence by one token."""
         u = self.input_layernorm(x_ND)
-        return self._rest(x_ND, u, self.self_attn.decode(u, rotation, slots_N, cache), None)
+        return self._rest(x_ND, u, self.self_attn.decode(u, turn, cache), None)
 
     def _rest(self, x: Tensor, u: Tensor, attended: Tensor, routing: Routing | None) -> Tensor:
         y = self._residual(u if self.postnorm else x, attended, self.attention_scales)
@@ -156,11 +156,12 @@ class HybridLM(nn.Module):
     def decode(self, tokens_N: Tensor, slots_N: Tensor, cache: HybridCache) -> Tensor:
         """Append one token to each of N different slots; hidden states [N, D]. Raises ModelError without room."""
         length_N = cache.length_S[slots_N]
-        cache.check_room(slots_N, torch.ones_like(length_N))
-        rotation = rotary_tables(length_N, self.config.rotary_dim, self.config.rope_theta)
+        longest = cache.check_room(slots_N, torch.ones_like(length_N))
+        cos, sin = rotary_tables(length_N, self.config.rotary_dim, self.config.rope_theta)
+        turn = Turn(slots_N, cache.run(slots_N), length_N, longest, cos, sin)
         x = self.model.embed_tokens(tokens_N)
         for layer in self._layers:
-            x = layer.decode(x, rotation, slots_N, cache)
+            x = layer.decode(x, turn, cache)
         cache.length_S[slots_N] = length_N + 1
         hidden: Tensor = self.model.norm(x)
         return hidden

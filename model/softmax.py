@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cache import HybridCache
+from model.cache import HybridCache, Turn
 from model.config import HybridConfig
+from model.kernels.packed import Linear
 from model.row import Bucket, Row
 
 
@@ -45,10 +46,10 @@ class SoftmaxAttention(nn.Module):
         self.layer = layer
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = width
-        self.q_proj = nn.Linear(config.hidden_size, self.num_heads * width, bias=False, dtype=dtype)
-        self.k_proj = nn.Linear(config.hidden_size, self.num_kv_heads * width, bias=False, dtype=dtype)
-        self.v_proj = nn.Linear(config.hidden_size, self.num_kv_heads * width, bias=False, dtype=dtype)
-        self.o_proj = nn.Linear(self.num_heads * width, config.hidden_size, bias=False, dtype=dtype)
+        self.q_proj = Linear(config.hidden_size, self.num_heads * width, dtype=dtype)
+        self.k_proj = Linear(config.hidden_size, self.num_kv_heads * width, dtype=dtype)
+        self.v_proj = Linear(config.hidden_size, self.num_kv_heads * width, dtype=dtype)
+        self.o_proj = Linear(self.num_heads * width, config.hidden_size, dtype=dtype)
 
     def forward(self, u_TD: Tensor, row: Row) -> Tensor:
         """Train: every sequence starts from nothing."""
@@ -82,17 +83,14 @@ class SoftmaxAttention(nn.Module):
             first = stop
         return self._project(torch.cat(outs).index_select(0, row.buckets.scatter_T))
 
-    def decode(self, u_ND: Tensor, rotation: tuple[Tensor, Tensor], slots_N: Tensor, cache: HybridCache) -> Tensor:
-        """One token for each slot; `rotation` is cos and sin of the slots' present lengths."""
-        q, k, v = self._qkv(u_ND, *rotation)
+    def decode(self, u_ND: Tensor, turn: Turn, cache: HybridCache) -> Tensor:
+        """One token for each slot of the turn."""
+        q, k, v = self._qkv(u_ND, turn.cos_NR, turn.sin_NR)
         keys, values = cache.keys[self.layer], cache.values[self.layer]
-        before_N = cache.length_S[slots_N]
-        keys[slots_N, :, before_N] = k.to(keys.dtype)
-        values[slots_N, :, before_N] = v.to(values.dtype)
-        longest = int(before_N.max()) + 1
-        run = cache.run(slots_N)
-        k_N, v_N = (pool[:, :, :longest][run] for pool in (keys, values))
-        return self._project(self._attend_cached(q, k_N, v_N, before_N))
+        keys[turn.slots_N, :, turn.length_N] = k.to(keys.dtype)
+        values[turn.slots_N, :, turn.length_N] = v.to(values.dtype)
+        k_N, v_N = (pool[:, :, : turn.longest][turn.run] for pool in (keys, values))
+        return self._project(self._attend_cached(q, k_N, v_N, turn.length_N))
 
     def _qkv(self, u: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q = self.q_proj(u).view(len(u), self.num_heads, self.head_dim)
@@ -123,7 +121,7 @@ class SoftmaxAttention(nn.Module):
         scores = (q @ k_n.to(q.dtype).mT).view(count, self.num_kv_heads, groups, length, -1)
         place_nL = before_n[:, None] + torch.arange(length, device=q.device)
         hidden = torch.arange(k_n.shape[2], device=q.device) > place_nL[:, :, None]
-        scores = scores.masked_fill(hidden[:, None, None], float("-inf"))
+        scores.masked_fill_(hidden[:, None, None], float("-inf"))
         weight = torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
         out = weight.flatten(2, 3) @ v_n.to(q.dtype)
         out = out.view(count, self.num_kv_heads, groups, length, self.head_dim)

@@ -379,7 +379,7 @@ class HybridEngine:
             # What was drawn from broken logits is no token.
             token_ids, logp, version = token_ids[:-1], logp[:-1], version[:-1]
             failed = f"after {len(token_ids)} new tokens, version {self._version} gave logits that are not finite"
-            self._scrub(slot)
+            self._cache.reset([slot])
         self._slots.release(slot)
         self._num_left[occupant.request_id] -= 1
         if not self._num_left[occupant.request_id]:
@@ -394,17 +394,6 @@ class HybridEngine:
             stop_reason=REASONS.get(verdict, StopReason.LENGTH),
             failed=failed,
         )
-
-    def _scrub(self, slot: int) -> None:
-        """Overwrite a slot that may hold NaN: a masked value has weight 0, but 0 * NaN reaches the slot's next user."""
-        self._cache.length_S[slot] = self.config.max_length
-        full = self._cache.snapshot(slot)
-        self._cache.restore(
-            slot,
-            {name: torch.zeros_like(array) for name, array in full.items() if name != "length"}
-            | {"length": full["length"]},
-        )
-        self._cache.reset([slot])
 
     def _admit(self) -> list[Completion]:
         """Seat waiting members, in order of submission, as far as free slots and `prefill_tokens` reach.
@@ -491,7 +480,6 @@ class HybridEngine:
         logits_NV = self._prefill_packed(prompts)
         if len(prompts) > 1:
             for row in (~logits_NV.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
-                self._scrub(prompts[row][1])
                 logits_NV[row] = self._prefill_packed([prompts[row]])[0]
         return list(logits_NV)
 

@@ -43,6 +43,19 @@ def test_a_reset_slot_is_like_a_new_one(lm):
     assert torch.equal(again, wanted)
 
 
+def test_a_reset_slot_keeps_nothing_that_could_reach_its_next_user(lm):
+    cache = prefilled(lm, 1, [9, 9, 9, 2])
+    pools = [*cache.states.values(), *cache.keys.values(), *cache.values.values()]
+    for pool in pools:
+        pool[1] = float("nan")
+    cache.length_S[1] = 20
+    cache.reset([])
+    assert cache.length_S[1] == 20
+    cache.reset([1, 4])
+    assert all(int(pool.count_nonzero()) == 0 for pool in pools)
+    assert cache.length_S.tolist() == [0] * 6
+
+
 def test_decoding_touches_no_other_slot(lm):
     cache = prefilled(lm, 1, [1, 2, 3])
     before = cache.snapshot(1)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.lightning import SPAN, block_size, lightning_attention, lightning_recurrence, lightning_step, slopes
+from model.lightning import NARROW, SPAN, block_size, lightning_attention, lightning_recurrence, lightning_step, slopes
 
 BLOCK = block_size(3)
 
@@ -112,3 +112,13 @@ def test_bfloat16_inputs_keep_a_float32_state():
     assert final.dtype == torch.float32
     _, stepped = lightning_step(q[:1], k[:1], v[:1], torch.tensor([0.1, 1e-4]), final[:1])
     assert stepped.dtype == torch.float32
+
+
+@pytest.mark.parametrize("width", [NARROW - 1, NARROW], ids=["narrow heads", "wide heads"])
+def test_a_step_is_decay_then_add_then_read(width):
+    q, k, v, state = inputs([1, 1, 1], width=width)
+    slope = slopes(2, 0, 3).double()
+    out, new = lightning_step(q, k, v, slope, state)
+    wanted = torch.exp(-slope)[:, None, None] * state + torch.einsum("nhd,nhe->nhde", k, v)
+    torch.testing.assert_close(new, wanted)
+    torch.testing.assert_close(out, torch.einsum("nhd,nhde->nhe", q, wanted))
