@@ -95,8 +95,10 @@ class RayHandle:
 
         threads = str(self._num_threads)
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+        # A class of its own name makes the list of processes say who is who: ray::rollout_0.call
+        resident = type(self.name.replace("-", "_"), (_Resident,), {})
         # No CPUs are reserved: on a small machine learner and workers take turns, and Ray need not know.
-        remote = ray.remote(_Resident).options(num_cpus=0, runtime_env={"env_vars": environment})
+        remote = ray.remote(resident).options(num_cpus=0, runtime_env={"env_vars": environment})
         self._actor = remote.remote(self._make, *self._arguments)
 
     def started(self) -> Future[int]:

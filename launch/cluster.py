@@ -20,8 +20,7 @@ Place = Callable[..., Handle]
 def cluster(config: ClusterConfig) -> Iterator[Place]:
     """A place for parts; everything placed is ended on the way out, however the run ends."""
     with ExitStack() as stack:
-        if config.kind == "local":
-            _start_ray(config)
+        if config.kind == "local" and _start_ray(config):
             stack.callback(_stop_ray)
 
         def place(name: str, make: Callable[..., Any], *arguments: Any) -> Handle:
@@ -49,12 +48,15 @@ def wait_until_started(handles: list[Handle], seconds: float) -> None:
             ) from error
 
 
-def _start_ray(config: ClusterConfig) -> None:
+def _start_ray(config: ClusterConfig) -> bool:
+    """Start Ray on this machine; False if this process had done so already, whose it then stays."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    if ray.is_initialized():
+        return False
     ray.init(
         num_cpus=config.num_workers + 1,
         include_dashboard=False,
@@ -63,6 +65,7 @@ def _start_ray(config: ClusterConfig) -> None:
         logging_level="ERROR",
         configure_logging=False,
     )
+    return True
 
 
 def _stop_ray() -> None:

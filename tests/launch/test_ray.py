@@ -1,0 +1,174 @@
+"""Over Ray: the same run as in one process, whichever process dies on the way; errors and deadlines with sentences."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cispo.errors import ConfigError, DeadlineExceeded, WorkerDied
+from configs.fleet import ClusterConfig
+from launch.actors import InlineHandle, RayHandle
+from launch.cli import main
+from launch.cluster import cluster, wait_until_started
+from launch.weight_sync import LearnerDied, ObjectStoreSync, RemoteLearner
+
+SMALLEST = ClusterConfig(num_workers=1, object_store_mb=100)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray():
+    """Ray is started once; the runs of this module find it and leave it as it is."""
+    with cluster(SMALLEST):
+        yield
+
+
+class Shelf:
+    """Something to be made elsewhere: keeps a number and gives it back, in several ways."""
+
+    def __init__(self, number):
+        if number < 0:
+            raise ConfigError(f"a shelf holds a number from 0; got {number}.")
+        self.number = number
+
+    def get(self):
+        return self.number
+
+    def add(self, more):
+        self.number += more
+        return self.number
+
+    def refuse(self):
+        raise DeadlineExceeded("the shelf waited 3 s for nobody.")
+
+    def break_down(self):
+        return self.number / 0
+
+    def sleep(self):
+        time.sleep(60)
+
+    def package(self, version):
+        time.sleep(60)
+
+
+@pytest.fixture(params=[RayHandle, InlineHandle])
+def shelf(request):
+    handle = request.param("shelf-0", Shelf, 5)
+    yield handle
+    handle.stop()
+
+
+def test_calls_references_and_restarts_are_the_same_inline_and_over_ray(shelf):
+    assert shelf.started().result(timeout=60) > 0
+    assert shelf.call("add", 2).result(timeout=60) == 7
+    reference = shelf.reference("get").result(timeout=60)
+    assert shelf.call("add", reference).result(timeout=60) == 14
+    with pytest.raises(DeadlineExceeded, match="^the shelf waited 3 s for nobody.$"):
+        shelf.call("refuse").result(timeout=60)
+    with pytest.raises(DeadlineExceeded, match="^the shelf waited 3 s for nobody.$"):
+        shelf.reference("refuse").result(timeout=60)
+    shelf.restart()
+    assert shelf.call("get").result(timeout=60) == 5
+
+
+def test_an_error_in_a_constructor_is_told_as_itself():
+    handle = RayHandle("shelf-1", Shelf, -1)
+    with pytest.raises(ConfigError, match="^a shelf holds a number from 0; got -1.$"):
+        wait_until_started([handle], 60)
+    handle.stop()
+
+
+def test_a_defect_keeps_the_traceback_of_its_process():
+    handle = RayHandle("shelf-2", Shelf, 5)
+    with pytest.raises(ZeroDivisionError, match="break_down"):
+        handle.call("break_down").result(timeout=60)
+    handle.stop()
+
+
+def test_deaths_and_deadlines_say_who_waited_for_whom():
+    handle = RayHandle("learner", Shelf, 5)
+    pid = handle.started().result(timeout=60)
+    assert "ray::learner" in Path(f"/proc/{pid}/cmdline").read_text(), "the process list says who is who"
+    slow = RemoteLearner(handle, deadline_seconds=0.1)
+    with pytest.raises(DeadlineExceeded, match=r"driver waited 0.1 s for the learner to sleep.*cluster.update_seconds"):
+        slow._call("sleep")
+    with pytest.raises(DeadlineExceeded, match=r"driver waited 0.1 s for the learner to pack the weights of version 3"):
+        ObjectStoreSync(handle, rollouts=None, deadline_seconds=0.1).publish(None, version=3)
+    with pytest.raises(DeadlineExceeded, match=r"driver waited 0 s for learner to start.*cluster.start_seconds"):
+        wait_until_started([handle], 0)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(WorkerDied, match=r"^The process of learner died \("):
+        handle.call("get").result(timeout=60)
+    with pytest.raises(LearnerDied, match=r"^The process of learner died .* pack the weights of version 4"):
+        ObjectStoreSync(handle, rollouts=None, deadline_seconds=60).publish(None, version=4)
+    handle.stop()
+
+
+def ours(title):
+    """Ids of the processes below this one whose title begins so; other runs of this machine are not ours to kill."""
+    parents, titled = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int(folder.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            if folder.joinpath("cmdline").read_text().startswith(title):
+                titled.append(int(folder.name))
+        except (OSError, ValueError):
+            continue  # it ended as we looked
+
+    def is_below(pid):
+        return pid == os.getpid() or (pid in parents and is_below(parents[pid]))
+
+    return [pid for pid in titled if is_below(pid)]
+
+
+def killer(title, folder, num_lines):
+    """A thread that kills the processes of that title once metrics.jsonl has so many lines."""
+
+    def kill():
+        metrics = folder / "metrics.jsonl"
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            if metrics.exists() and metrics.read_text().count("\n") >= num_lines:
+                for pid in ours(title):
+                    os.kill(pid, signal.SIGKILL)
+                return
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_killed_worker_costs_a_warning_and_nothing_else(tmp_path, small, whole_run, lines_of, caplog):
+    killer("ray::rollout_1", tmp_path / "a", 2)
+    with caplog.at_level(logging.WARNING):
+        assert main(["train", *small(tmp_path, "name=a", "cluster=local", "cluster.num_workers=2")]) == 0
+    assert "The process of rollout-1 died" in caplog.text
+    assert "It is restarted" in caplog.text
+    assert lines_of(tmp_path / "a") == lines_of(whole_run)
+
+
+def test_a_killed_learner_ends_the_run_which_then_goes_on(tmp_path, small, whole_run, lines_of, capsys):
+    killer("ray::learner", tmp_path / "a", 3)
+    assert main(["train", *small(tmp_path, "name=a", "cluster=local", "cluster.num_workers=2")]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("cispo: LearnerDied: The process of learner died")
+    assert "Traceback" not in message
+    assert f"`cispo train --resume {tmp_path / 'a'}` goes on from step " in message
+    assert main(["train", "--resume", str(tmp_path / "a"), "cluster=inline", "cluster.num_workers=2"]) == 0
+    assert lines_of(tmp_path / "a") == lines_of(whole_run)
+
+
+def test_more_deaths_than_allowed_end_the_run(tmp_path, small, capsys):
+    killer("ray::rollout_0", tmp_path / "a", 1)
+    overrides = small(
+        tmp_path, "name=a", "cluster=local", "cluster.num_workers=1", "rollout.max_restarts=0", "steps=99"
+    )
+    assert main(["train", *overrides]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("cispo: WorkerDied: The process of rollout-0 died")
+    assert "rollout.max_restarts is 0" in message
+    assert "Traceback" not in message
