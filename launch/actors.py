@@ -185,5 +185,5 @@ def our_error(error: BaseException, name: str) -> BaseException:
 def _reason(error: BaseException) -> str:
     """The sentence of Ray's message that says why, without the pages around it."""
     text = " ".join(str(error).split())
-    detail = re.search(r"Worker exit detail: (.*?)(?: There are some potential root causes|$)", text)
+    detail = re.search(r"Worker exit detail: (.*?)(?: There are some| Some common causes|$)", text)
     return (detail[1] if detail else text.split(". ")[0]).rstrip(". ") or type(error).__name__

@@ -19,12 +19,13 @@ from configs.strict import from_dict, nearest, to_dict
 from launch.run_files import write_atomically
 
 GROUPS = ("model", "task", "rewards", "sandbox", "learner", "cluster", "engine", "tracking", "experiment")
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
     """The configuration of `cispo train <overrides>`. Raises ConfigError with every fault it can find."""
-    defaults = to_dict(RunConfig())
-    faults_by_override = {override: list(_faults_of(override, defaults)) for override in overrides}
+    defaults, keys = to_dict(RunConfig()), [_key(override) for override in overrides]
+    faults_by_override = {override: list(_faults_of(override, defaults, keys)) for override in overrides}
     faults = [fault for found in faults_by_override.values() for fault in found]
     try:
         config = from_dict(RunConfig, _composed([o for o in overrides if not faults_by_override[o]], defaults))
@@ -78,14 +79,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {_plain_sentence(error)}") from error
-    faults = [fault for override in overrides for fault in _faults_of(override, to_dict(RunConfig()))]
-    if "experiment" in map(_key, overrides):
+    defaults, keys = to_dict(RunConfig()), [_key(override) for override in overrides]
+    faults = [fault for override in overrides for fault in _faults_of(override, defaults, keys)]
+    if "experiment" in keys:
         faults.append("an experiment is what a run begins with, so a resumed one cannot take another.")
     if faults:
         raise ConfigError(*faults)
     changed = OmegaConf.create(typing.cast(dict[str, Any], values))
     try:
-        for group in dict.fromkeys(_key(override) for override in overrides if _key(override) in GROUPS):
+        for group in dict.fromkeys(key for key in keys if key in GROUPS):
             chosen = compose([override for override in overrides if _key(override).split(".")[0] == group])
             changed[group] = to_dict(chosen)[group]
         for change in OverridesParser.create().parse_overrides([o for o in overrides if _key(o) not in GROUPS]):
@@ -97,8 +99,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def choices(group: str) -> list[str]:
     """The files of a config group: what `group=...` may say."""
-    folder = Path(__file__).parent.parent / "configs" / group
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 def open_mappings() -> list[str]:
@@ -106,16 +107,28 @@ def open_mappings() -> list[str]:
     return [path for path, hint in _hints(RunConfig, "") if typing.get_origin(hint) is dict]
 
 
-def _faults_of(override: str, defaults: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with one override, by its key alone; its value is judged with all others later."""
+def _faults_of(override: str, defaults: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
+    """What is wrong with one override among those of `keys`, by itself; its value is judged with all others later."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
     match = re.fullmatch(r"([+~]{0,2})([^=]+)(=.*)?", override, flags=re.DOTALL)
     if not match or (not match[3] and "~" not in match[1]):
         yield f"an override reads key=value, as in steps=20 or learner.lr=1e-4; got {override!r}."
+        return
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        reason = _plain_sentence(error).split(" See http")[0]
+        yield f"the value of {override!r} cannot be read ({reason}); put it in quotes."
         return
     key, value = match[2], (match[3] or "")[1:]
     if key in GROUPS:
         if value not in choices(key):
             yield f"{key}={value}: {nearest(value, choices(key))}"
+        for needed in _needed_by(key, value):
+            if not any(needed == given or needed.startswith(f"{given}.") for given in keys if given not in GROUPS):
+                yield f"{key}={value} needs {needed}=... too."
         return
     if any(key.startswith(f"{path}.") or key == path for path in open_mappings()):
         return
@@ -128,6 +141,14 @@ def _faults_of(override: str, defaults: Mapping[str, Any]) -> Iterator[str]:
             yield f"unknown key {key!r}: {_with_path(where, found)}"
             return
         node = node[part]
+
+
+def _needed_by(group: str, choice: str) -> list[str]:
+    """Keys that the file of a choice leaves to the user, as ???; Hydra forgets them where there is a default."""
+    from omegaconf import OmegaConf
+
+    path = CONFIGS / group / f"{choice}.yaml"
+    return sorted(f"{group}.{key}" for key in OmegaConf.missing_keys(OmegaConf.load(path))) if path.is_file() else []
 
 
 def _with_path(where: str, sentence: str) -> str:
