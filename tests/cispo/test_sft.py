@@ -11,7 +11,6 @@ from cispo.errors import CispoError, ConfigError
 from cispo.learner.config import LearnerConfig
 from cispo.learner.local import LocalLearner
 from cispo.sft import Demonstration, SftConfig, cold_start, demonstration_batch
-from cispo.types import UpdateSettings
 
 EXAMPLES = [
     Demonstration((1, 2, 3), (4, 5)),
@@ -45,14 +44,14 @@ def cross_entropy(lm, examples):
     "examples", [EXAMPLES, [*EXAMPLES, Demonstration((), (3, 1, 4))]], ids=["prompts", "no prompt"]
 )
 def test_gradient_equals_cross_entropy(make_lm, examples, max_row_tokens):
-    learner = LocalLearner(make_lm(dtype="float64"), LearnerConfig())
-    settings = UpdateSettings(lr=0.0, ratio_cap=1.0, ratio_floor=1.0, max_grad_norm=float("inf"))
-    result = learner.update(demonstration_batch(examples, max_row_tokens=max_row_tokens), settings)
+    learner, tracker = LocalLearner(make_lm(dtype="float64"), LearnerConfig()), ListeningTracker()
+    config = SftConfig(steps=1, lr=0.0, max_grad_norm=float("inf"), router_aux_coef=0.0)
+    loss = cold_start(learner, lambda step: examples, config, max_row_tokens=max_row_tokens, tracker=tracker)
     found = {name: p.grad.clone() for name, p in learner.lm.named_parameters()}
     learner.lm.zero_grad()
     wanted = cross_entropy(learner.lm, examples)
     wanted.backward()
-    assert result.loss == pytest.approx(float(wanted.detach()), rel=1e-6)
+    assert loss == pytest.approx(float(wanted.detach()), rel=1e-6)
     for name, parameter in learner.lm.named_parameters():
         np.testing.assert_allclose(found[name], parameter.grad, rtol=1e-5, atol=1e-8, err_msg=name)
 

@@ -5,7 +5,6 @@ import itertools
 import logging
 import math
 
-import numpy as np
 import pytest
 
 from cispo.advantage import has_signal
@@ -29,7 +28,7 @@ class FakeRun:
     def take(self, num_groups, *, oldest_version, keep):
         assert keep is has_signal
         self.diary.append(f"take {num_groups} from {oldest_version}")
-        groups = tuple(self.make_group(next(self.indices), self.rewards) for _ in range(num_groups))
+        groups = tuple(self.make_group(next(self.indices), self.rewards, num_actions=(2, 4)) for _ in range(num_groups))
         kept = tuple(group for group in groups if keep(group))
         return Harvest(kept, {"flat": len(groups) - len(kept)}, len(groups), groups)
 
@@ -95,7 +94,7 @@ def test_the_order_of_a_run(run):
         *("take 2 from 0", "update", "update", "publish 1", "rollouts 1", "log 1"),
         *("take 2 from 1", "update", "update", "publish 2", "evaluate", "rollouts 2", "log 2", "save 2"),
     ]
-    # 2 groups of 2 trajectories with 3 actions each, in both steps
+    # 2 groups of 2 trajectories with 2 and 4 actions, in both steps
     assert progress == Progress(step=2, generated_tokens=24, trained_tokens=24, barren_steps=0)
 
 
@@ -154,12 +153,15 @@ def test_updates_get_the_schedules_values_of_their_step(run):
     }
 
 
-def test_the_batches_carry_the_aggregation_and_the_age(run):
-    run.train(steps=3, groups_per_step=4, updates_per_step=2, aggregation="token")
+def test_the_batches_carry_the_aggregation_the_normalisation_and_the_age(make_group):
+    run = FakeRun(make_group, rewards=(3.0, -1.0))
+    run.train(steps=3, groups_per_step=4, updates_per_step=2, aggregation="sample", normalise="mean")
     assert len(run.batches) == 6
     for number, batch in enumerate(run.batches):
         (row,) = batch.rows
-        np.testing.assert_allclose(row.weight_T[row.mask_T], 1 / 12, rtol=1e-6)
+        # 4 answers of 2 and 4 tokens, by their rewards of 3 and -1
+        by_hand = {(2.0, 1 / 8), (-2.0, 1 / 16)}
+        assert set(zip(row.advantage_T[row.mask_T].tolist(), row.weight_T[row.mask_T].tolist(), strict=True)) == by_hand
         assert set(row.age_T[row.mask_T]) == {number // 2}  # all were sampled by version 0
         assert len({group for group, _ in row.members}) == 2
 
