@@ -92,6 +92,12 @@ class RunConfig(TrainerConfig):
                 f"engine.max_length must exceed sampling.max_new_tokens, because it counts the prompt too; got "
                 f"{self.engine.max_length} and {longest:g}."
             )
+        taken = sorted({*self.task.mixture, *self.task.files} & {*self.rewards.weights, "correct"})
+        if taken:
+            faults.append(
+                f"a task may not be named like a part of the reward, because both are logged as reward/<name>/mean; "
+                f"got {', '.join(taken)}."
+            )
         if self.sft.steps and not self._demonstrating_tasks():
             faults.append(
                 f"sft.steps={self.sft.steps} asks for a cold start, but sets of files hold no demonstrations; start "
