@@ -20,8 +20,8 @@ from model.config import HybridConfig
 from rewards.reward import RewardsConfig
 from rollout.engine import EngineConfig
 from rollout.prompts import TaskConfig
-from rollout.service import RolloutConfig
 from rollout.worker import SamplingConfig
+from rollout.worker_pool import RolloutConfig
 from sandbox.config import SandboxConfig
 
 

@@ -1,4 +1,4 @@
-"""The driver's side of sampling: draws prompts, spreads groups over workers, gathers what comes back, survives deaths.
+"""The driver's side of sampling: draws prompts, judges what comes back, and keeps the cursor of a run.
 
 Synchronous (max_staleness 0): groups are drawn in waves, a wave is finished before the next is drawn, and nothing is
 under way when new weights are published. So a run is reproducible: who gets which group does not depend on timing.
@@ -8,62 +8,19 @@ Asynchronous: workers always have `max_staleness` steps' worth of groups ahead o
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from cispo.errors import ConfigError, DeadlineExceeded, WorkerDied
 from cispo.protocols import PromptSource, State
 from cispo.schedule import Schedule, value_at
 from cispo.types import Group, Harvest, Prompt
 from rollout.buffer import Intake
 from rollout.seeding import stable_rng
-from rollout.worker import Finished, GroupRequest, window
+from rollout.worker import Finished, GroupRequest
+from rollout.worker_pool import RolloutConfig, WorkerHandle, WorkerPool
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    """How the driver deals with its workers.
-
-    Attributes:
-        draw_limit: groups drawn for one step, at most, as a multiple of groups_per_step; 1 never draws a second time.
-        deadline_seconds: how long the driver waits for a sign of progress from any worker.
-        max_restarts: workers restarted in one run before it is stopped.
-        advance_seconds: how long a worker works before it reports; short enough to be told of new weights soon.
-    """
-
-    draw_limit: float = 4.0
-    deadline_seconds: float = 600.0
-    max_restarts: int = 8
-    advance_seconds: float = 1.0
-
-    def __post_init__(self) -> None:
-        if (
-            self.draw_limit < 1.0
-            or self.deadline_seconds <= 0.0
-            or self.advance_seconds <= 0.0
-            or self.max_restarts < 0
-        ):
-            raise ConfigError(
-                f"rollout needs draw_limit >= 1, positive deadline_seconds and advance_seconds and max_restarts >= 0; "
-                f"got {self.draw_limit:g}, {self.deadline_seconds:g}, {self.advance_seconds:g} and {self.max_restarts}."
-            )
-
-
-class WorkerHandle(Protocol):
-    """A RolloutWorker, wherever it lives."""
-
-    name: str
-
-    def call(self, method: str, *arguments: Any) -> Future[Any]:
-        """Call a method of the worker. The future raises WorkerDied if its process is gone."""
-
-    def restart(self) -> None:
-        """Start the worker anew, without weights and without requests."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +42,7 @@ class RolloutService:
         self.prompts = prompts
         self.draw = draw
         self.config = config
-        self._pool = _WorkerPool(workers, config)
+        self._pool = WorkerPool(workers, config)
         self._next_index = 0
         self._version = 0
         self._again: list[tuple[int, Prompt]] = []
@@ -156,7 +113,7 @@ class RolloutService:
 
     @property
     def _window(self) -> int:
-        return window(value_at(self.draw.max_new_tokens, self._version))
+        return int(value_at(self.draw.max_new_tokens, self._version))
 
     def _seed(self, *parts: str | int) -> int:
         return stable_rng("rollout", self.draw.seed, *parts).getrandbits(63)
@@ -191,113 +148,3 @@ class RolloutService:
             if index >= 0:
                 log.warning("prompt %s came to nothing: %s", self._under_way.pop(index).prompt.id, reason)
                 self._num_failed += 1
-
-
-class _WorkerPool:
-    """The workers with what each has to do: dispatch, waiting with a deadline, recovery of the dead."""
-
-    def __init__(self, workers: Sequence[WorkerHandle], config: RolloutConfig) -> None:
-        self._workers = list(workers)
-        self._config = config
-        self._assigned: dict[str, dict[int, GroupRequest]] = {worker.name: {} for worker in workers}
-        self._calls: dict[str, Future[Finished]] = {}
-        self._weights: tuple[Any, int] | None = None
-        self._num_restarts = 0
-
-    def submit(self, requests: Sequence[GroupRequest]) -> None:
-        """Each request to the worker with the fewest groups."""
-        batches: dict[str, list[GroupRequest]] = {worker.name: [] for worker in self._workers}
-        for request in requests:
-            name = min(self._assigned, key=lambda n: len(self._assigned[n]))
-            self._assigned[name][request.index] = request
-            batches[name].append(request)
-        for worker in self._workers:
-            if batches[worker.name]:
-                self._reliably(worker, "submit", batches[worker.name])
-
-    def wait(self) -> Finished:
-        """What any worker finishes next. Raises DeadlineExceeded when none shows progress in time."""
-        end = time.monotonic() + self._config.deadline_seconds
-        while time.monotonic() < end:
-            self._keep_busy()
-            done, _ = wait(self._calls.values(), timeout=end - time.monotonic(), return_when=FIRST_COMPLETED)
-            finished = self._merge([worker for worker in self._workers if self._calls.get(worker.name) in done])
-            if finished.groups or finished.failed:
-                return finished
-            if finished.num_steps:
-                end = time.monotonic() + self._config.deadline_seconds
-        busy = {name: len(requests) for name, requests in self._assigned.items() if requests}
-        raise DeadlineExceeded(
-            f"the driver waited {self._config.deadline_seconds:g} s for rollouts and saw no progress; under way: "
-            f"{_listed(busy)}. Look at those workers' logs; raise rollout.deadline_seconds if the work is that slow."
-        )
-
-    def load_weights(self, package: Any, version: int) -> None:
-        """All workers take the weights, or the first error is raised."""
-        self._weights = (package, version)
-        calls = [(worker, worker.call("load_weights", package, version)) for worker in self._workers]
-        for worker, call in calls:
-            try:
-                call.result(timeout=self._config.deadline_seconds)
-            except WorkerDied as error:
-                self._recover(worker, error)
-            except TimeoutError as error:
-                raise DeadlineExceeded(
-                    f"the driver waited {self._config.deadline_seconds:g} s for {worker.name} to load the weights of "
-                    f"version {version}; look at its log, or raise rollout.deadline_seconds."
-                ) from error
-
-    def _keep_busy(self) -> None:
-        for worker in self._workers:
-            if self._assigned[worker.name] and worker.name not in self._calls:
-                self._calls[worker.name] = worker.call("advance", self._config.advance_seconds)
-
-    def _merge(self, answered: Sequence[WorkerHandle]) -> Finished:
-        groups: list[Group] = []
-        failed: dict[int, str] = {}
-        num_steps = 0
-        for worker in answered:
-            try:
-                finished = self._calls.pop(worker.name).result()
-            except WorkerDied as error:
-                self._recover(worker, error)
-                continue
-            groups += finished.groups
-            failed |= finished.failed
-            num_steps += finished.num_steps
-            for index in [*(group.index for group in finished.groups), *finished.failed]:
-                del self._assigned[worker.name][index]
-        return Finished(tuple(groups), failed, num_steps)
-
-    def _reliably(self, worker: WorkerHandle, method: str, *arguments: Any) -> None:
-        """Call and wait; a death is mended, which repeats whatever the worker had to do."""
-        try:
-            worker.call(method, *arguments).result(timeout=self._config.deadline_seconds)
-        except WorkerDied as error:
-            self._recover(worker, error)
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"the driver waited {self._config.deadline_seconds:g} s for {worker.name} to answer {method!r}; look "
-                f"at its log, or raise rollout.deadline_seconds if the work is that slow."
-            ) from error
-
-    def _recover(self, worker: WorkerHandle, error: WorkerDied) -> None:
-        """Restart a dead worker with the last weights and the groups it had; the same seeds give the same groups."""
-        self._num_restarts += 1
-        if self._num_restarts > self._config.max_restarts:
-            raise WorkerDied(
-                f"{error} That was death number {self._num_restarts} of a worker in this run and "
-                f"rollout.max_restarts is {self._config.max_restarts}; resume the run once the cause is mended."
-            ) from error
-        requests = sorted(self._assigned[worker.name].values(), key=lambda request: request.index)
-        log.warning("%s It is restarted; %d groups that it had are sampled again.", error, len(requests))
-        self._calls.pop(worker.name, None)
-        worker.restart()
-        if self._weights:
-            self._reliably(worker, "load_weights", *self._weights)
-        if requests:
-            self._reliably(worker, "submit", requests)
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} with {count} groups" for name, count in counts.items()) or "nothing"

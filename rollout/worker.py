@@ -6,7 +6,6 @@ worker is a plain class: launch/ makes a Ray actor of it, or calls it in its own
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -209,8 +208,3 @@ class RolloutWorker:
     def _take_done(self) -> list[Group]:
         done = [name for name, group in self._under_way.items() if group.is_done]
         return [self._under_way.pop(name).group() for name in done]
-
-
-def window(schedule_value: float) -> int:
-    """A length window as whole tokens."""
-    return math.floor(schedule_value)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from cispo.errors import DeadlineExceeded, RewardError, WorkerDied
 from cispo.types import Group, Prompt, Score, StopReason, Trajectory, Verdict
-from rollout.service import Draw, RolloutConfig, RolloutService
+from rollout.service import Draw, RolloutService
 from rollout.worker import Finished
+from rollout.worker_pool import RolloutConfig
 
 
 class Counter:
