@@ -59,6 +59,7 @@ class RolloutService:
             if run_ahead or not self._under_way:
                 self._draw(intake.missing + run_ahead - len(self._under_way) - len(self._ready))
             if not intake.missing:
+                self._pool.keep_busy()  # what is drawn ahead is sampled while the learner learns
                 return intake.harvest()
             self._gather(self._pool.wait())
 

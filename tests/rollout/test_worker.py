@@ -10,7 +10,7 @@ from cispo.errors import ConfigError, InvalidRequest, RewardError
 from cispo.types import Prompt, Score, StopReason, Verdict
 from rollout.engine import Completion
 from rollout.sampling import Sampling
-from rollout.worker import GroupRequest, RolloutWorker, SamplingConfig, window
+from rollout.worker import GroupRequest, RolloutWorker, SamplingConfig
 
 
 class Engine:
@@ -150,11 +150,6 @@ def test_nothing_to_do_is_over_at_once_and_closing_ends_the_scorer():
     assert scorer.closed
 
 
-def test_window_is_whole_tokens():
-    assert [window(value) for value in (16, 16.0, 16.9)] == [16, 16, 16]
-
-
-@pytest.mark.parametrize("settings", [{"top_p": 0.9}, {"top_k": 20}])
 def test_truncated_sampling_is_refused_unless_its_bias_is_accepted(settings):
     with pytest.raises(ConfigError, match="biases every importance ratio"):
         SamplingConfig(**settings)
