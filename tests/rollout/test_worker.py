@@ -150,6 +150,7 @@ def test_nothing_to_do_is_over_at_once_and_closing_ends_the_scorer():
     assert scorer.closed
 
 
+@pytest.mark.parametrize("settings", [{"top_p": 0.9}, {"top_k": 20}])
 def test_truncated_sampling_is_refused_unless_its_bias_is_accepted(settings):
     with pytest.raises(ConfigError, match="biases every importance ratio"):
         SamplingConfig(**settings)
