@@ -218,6 +218,15 @@ def test_work_is_kept_ahead_and_nothing_stale_is_ever_taken(staleness):
         assert ahead == 4 * staleness, "the workers have max_staleness steps of groups ahead of them"
 
 
+def test_workers_sample_ahead_while_the_learner_learns():
+    worker = Worker("a", pace=[4])
+    service = service_of(worker, staleness=1)
+    take(service, 4, 0, 1)
+    assert worker.queue == [], "the groups ahead were begun before take returned"
+    service.load_weights("package", 1)
+    assert [group.oldest_version for group in take(service, 4, 1, 1).groups] == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("method", ["submit", "advance", "load_weights"])
 def test_a_death_is_told_and_mended_with_the_same_groups(method, caplog):
     dying, whole = Worker("b"), Worker("b")
@@ -315,3 +324,15 @@ def test_a_prompt_that_cannot_be_sampled_is_left_out_and_told(caplog):
 
 def test_nothing_to_sample_is_nothing():
     assert service_of(Worker("a")).sample([], num_samples=1, greedy=True) == []
+
+
+def test_the_length_window_follows_the_version_in_whole_tokens():
+    worker, windows = Worker("a"), []
+    submit = worker.submit
+    worker.submit = lambda requests: (windows.extend(r.max_new_tokens for r in requests), submit(requests))[1]
+    draw = Draw(seed=1, group_size=2, max_new_tokens=((0, 8), (4, 11)))
+    service = RolloutService([worker], Counter(), draw, RolloutConfig())
+    for version in (0, 2, 9):
+        service.load_weights("package", version)
+        take(service, num_groups=1, version=version)
+    assert windows == [8, 9, 11]  # 9.5 is cut, and past the last knot the window stays
