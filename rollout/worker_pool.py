@@ -83,7 +83,7 @@ class WorkerPool:
         """What any worker finishes next. Raises DeadlineExceeded when none shows progress in time."""
         end = time.monotonic() + self._config.deadline_seconds
         while time.monotonic() < end:
-            self._keep_busy()
+            self.keep_busy()
             done, _ = wait(self._calls.values(), timeout=end - time.monotonic(), return_when=FIRST_COMPLETED)
             finished = self._merge([worker for worker in self._workers if self._calls.get(worker.name) in done])
             if finished.groups or finished.failed:
@@ -111,7 +111,8 @@ class WorkerPool:
                     f"version {version}; look at its log, or raise rollout.deadline_seconds."
                 ) from error
 
-    def _keep_busy(self) -> None:
+    def keep_busy(self) -> None:
+        """Set every worker that has groups to work, and do not wait for it."""
         for worker in self._workers:
             if self._assigned[worker.name] and worker.name not in self._calls:
                 self._calls[worker.name] = worker.call("advance", self._config.advance_seconds)
