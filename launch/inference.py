@@ -45,6 +45,8 @@ def run_config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
 def evaluate_policy(path: Path, overrides: Sequence[str], output: Path | None) -> dict[str, float]:
     """Metrics `eval/<task>/...` of the policy at `path`; with `output` also a file with every sampled answer."""
     config = run_config_of(path, overrides)
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)  # now: it would be late to fail after minutes of sampling
     check_machine(config)
     data = build.read_data(config)
     with cluster(config.cluster) as place:

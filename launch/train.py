@@ -23,7 +23,7 @@ from launch.build import Data
 from launch.cluster import Place, cluster, wait_until_started
 from launch.compose import save_config
 from launch.report import write_report
-from launch.run_files import read_metrics
+from launch.run_files import read_metrics, write_atomically
 from launch.summary import summarise
 from launch.trackers import Trackers, open_trackers
 from launch.weight_sync import LearnerHost, ObjectStoreSync, RemoteLearner
@@ -53,9 +53,8 @@ def run_training(
     check_machine(config)
     data = build.read_data(config)
     begin = time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.yaml")
     with ExitStack() as stack:
+        stack.enter_context(saved_config(config, folder, checkpoints))
         stack.enter_context(resume_hint(folder, checkpoints))
         tracker = stack.enter_context(open_run_trackers(config, folder, checkpoints))
         for line in explain(config):
@@ -119,6 +118,21 @@ def check_folder(folder: Path, checkpoints: FolderCheckpoints, *, resume: bool) 
             f"{folder} has metrics up to step {last_step} but no checkpoint, and to begin again would overwrite them; "
             f"put {checkpoints.folder} back, or start a run of another name."
         )
+
+
+@contextmanager
+def saved_config(config: RunConfig, folder: Path, checkpoints: FolderCheckpoints) -> Iterator[None]:
+    """Write config.yaml; a resumed run that failed before it saved a step gets the one that it had back."""
+    path, steps = folder / "config.yaml", checkpoints.steps()
+    before = path.read_text(encoding="utf-8") if path.exists() else None
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, path)
+    try:
+        yield
+    except BaseException:
+        if before is not None and checkpoints.steps() == steps:
+            write_atomically(path, before)
+        raise
 
 
 @contextmanager

@@ -139,8 +139,7 @@ def test_a_corrupt_checkpoint_is_named_and_the_one_before_it_offered(damage, nam
     message = told("train", "--resume", copied_run, "steps=6")
     assert names in message
     assert f"delete {copied_run / 'checkpoints' / 'step_5'} to resume from the checkpoint before it" in message
-    unchanged = {path: data for path, data in before.items() if path.name != "config.yaml"}
-    assert unchanged.items() <= content(copied_run).items()
+    assert content(copied_run) == before
 
 
 def test_the_checkpoint_before_a_corrupt_one_serves(copied_run, whole_run, lines_of):
@@ -212,6 +211,20 @@ def test_a_machine_without_bubblewrap_is_told_what_to_install(told, tmp_path, sm
     assert "IsolationError" in message
     assert "apt-get install" in message
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_place_where_nothing_can_be_written_is_told(told, small, whole_run):
+    assert "'/proc/nowhere'" in told("train", *small("/proc/nowhere", "name=a"))
+    assert "'/proc/nowhere'" in told("eval", "--policy", whole_run, "--output", "/proc/nowhere/answers.jsonl")
+
+
+def test_overrides_of_a_resumed_run_last_once_it_has_saved_a_step(told, copied_run):
+    assert main(["train", "--resume", str(copied_run), "steps=6"]) == 0
+    assert main(["train", "--resume", str(copied_run)]) == 0  # six steps are done: no seventh, and no way back to five
+    assert "steps: 6\n" in (copied_run / "config.yaml").read_text()
+    flip_a_byte(copied_run / "checkpoints" / "step_6")
+    told("train", "--resume", copied_run, "steps=9")
+    assert "steps: 6\n" in (copied_run / "config.yaml").read_text()
 
 
 def test_weights_and_prompts_that_do_not_fit_the_engine_are_told(told):
