@@ -48,10 +48,15 @@ class Layer(nn.Module):
         u = self.input_layernorm(x_TD)
         return self._rest(x_TD, u, self.self_attn(u, row), routing)
 
-    def prefill(self, x_TD: Tensor, row: Row, slots_N: Tensor, cache: HybridCache) -> Tensor:
-        """Continue the slots' sequences by the row's."""
+    def prefill(
+        self, x_TD: Tensor, row: Row, slots_N: Tensor, cache: HybridCache, wanted_N: Tensor | None = None
+    ) -> Tensor:
+        """Continue the slots' sequences by the row's; the result at the `wanted_N` tokens only, unless None."""
         u = self.input_layernorm(x_TD)
-        return self._rest(x_TD, u, self.self_attn.prefill(u, row, slots_N, cache), None)
+        attended = self.self_attn.prefill(u, row, slots_N, cache)
+        if wanted_N is not None:
+            x_TD, u, attended = x_TD[wanted_N], u[wanted_N], attended[wanted_N]
+        return self._rest(x_TD, u, attended, None)
 
     def decode(self, x_ND: Tensor, turn: Turn, cache: HybridCache) -> Tensor:
         """Continue each slot's sequence by one token."""
@@ -141,15 +146,18 @@ class HybridLM(nn.Module):
                 f"{len(slots_N)} slots for lengths {length_N.tolist()}."
             )
         cache.check_room(slots_N, length_N)
-        offset_N = cache.length_S[slots_N] - cu_seqlens[:-1]
+        before_N = cache.length_S[slots_N]
+        offset_N = before_N - cu_seqlens[:-1]
         position_T = torch.arange(len(tokens_T), device=tokens_T.device)
         position_T = position_T + torch.repeat_interleave(offset_N, length_N, output_size=len(tokens_T))
-        row = self._row(position_T, cu_seqlens)
+        row = self._row(position_T, cu_seqlens, is_fresh=not bool(before_N.any()))
         x = self.model.embed_tokens(tokens_T)
-        for layer in self._layers:
+        *layers, last = self._layers
+        for layer in layers:
             x = layer.prefill(x, row, slots_N, cache)
+        x = last.prefill(x, row, slots_N, cache, wanted_N=cu_seqlens[1:] - 1)
         cache.length_S[slots_N] += length_N
-        hidden: Tensor = self.model.norm(x[cu_seqlens[1:] - 1])
+        hidden: Tensor = self.model.norm(x)
         return hidden
 
     @torch.no_grad()
@@ -170,9 +178,9 @@ class HybridLM(nn.Module):
     def _layers(self) -> list[Layer]:
         return cast(list[Layer], list(self.model.layers))
 
-    def _row(self, positions_T: Tensor, cu_seqlens: Tensor) -> Row:
+    def _row(self, positions_T: Tensor, cu_seqlens: Tensor, is_fresh: bool = True) -> Row:
         num_tokens = len(positions_T)
         check_borders(num_tokens, cu_seqlens)
         cos, sin = rotary_tables(positions_T, self.config.rotary_dim, self.config.rope_theta)
         blocks = cut_blocks(cu_seqlens, num_tokens, block_size(self.config.head_dim))
-        return Row(cu_seqlens, cos, sin, blocks, sort_into_buckets(cu_seqlens))
+        return Row(cu_seqlens, cos, sin, blocks, sort_into_buckets(cu_seqlens), is_fresh)

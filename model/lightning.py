@@ -263,7 +263,7 @@ class LightningAttention(nn.Module):
         """Read and write the states of `slots_N`, one slot per sequence of the row."""
         q, k, v = self._qkv(u_TD)
         pool = cache.states[self.layer]
-        state = pool[slots_N]
+        state = None if row.is_fresh else pool[slots_N]
         out, entering = attend_blocks(q, k, v, self._slope(u_TD), row.blocks, state)
         pool[slots_N] = _final_states(k, v, self._slope(u_TD), row.blocks, entering, state).to(pool.dtype)
         return self._project(out, u_TD)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 def _normed(x: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x / rms(x) in `dtype`, and 1 / rms(x), float32 at least."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
-    scale = scale.div_(x.shape[-1]).add_(eps).rsqrt_()
+    scale = torch.linalg.vecdot(wide, wide).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
     return (wide * scale).to(dtype), scale
 
 

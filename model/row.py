@@ -134,6 +134,7 @@ class Row:
         cos_TR, sin_TR: float32 [T, rotary_dim / 2], the rotation of each token's position.
         blocks: for lightning layers.
         buckets: for softmax layers.
+        is_fresh: every sequence starts here, so no state is carried in.
     """
 
     cu_seqlens: Tensor
@@ -141,6 +142,7 @@ class Row:
     sin_TR: Tensor
     blocks: Blocks
     buckets: Buckets
+    is_fresh: bool
 
 
 def check_borders(num_tokens: int, cu_seqlens: Tensor) -> None:
