@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import math
 import numbers
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -99,6 +100,7 @@ class CustomReward:
                 f"rewards.custom names {self._file}:{self._name}, which is not a Python file; give it the ending .py."
             )
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses with postponed annotations look their module up there
         try:
             spec.loader.exec_module(module)
         except Exception as error:

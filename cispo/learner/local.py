@@ -32,7 +32,12 @@ class LocalLearner:
     def new_optimizer(self, config: OptimizerConfig) -> None:
         """Forget the moments and begin with these settings."""
         self.optimizer = torch.optim.AdamW(
-            self.lm.parameters(), lr=0.0, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+            self.lm.parameters(),
+            lr=0.0,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=True,  # one pass over each tensor: a third of the time on a CPU
         )
 
     def update(self, batch: PackedBatch, settings: UpdateSettings) -> UpdateResult:

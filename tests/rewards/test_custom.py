@@ -142,3 +142,16 @@ def test_example_of_the_documentation_runs(tmp_path):
     result = score(f"{file}:reward", text, weights=weights)
     assert result.parts == {"answer": 1.0, "format": 1.0, "checked": 1.0, "brevity": pytest.approx(0.0)}
     assert result.value == pytest.approx(1.2)
+
+
+def test_file_may_hold_dataclasses_with_postponed_annotations(written):
+    source = (
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Mark:\n"
+        "    value: float\n"
+        "def reward(prompt, text, reference, **info):\n"
+        "    return Mark(0.5).value\n"
+    )
+    assert CustomReward(written(source)).parts(PROMPT, TRAJECTORY, "x", None) == {"answer": 0.5}
