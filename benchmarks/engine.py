@@ -1,6 +1,6 @@
 """Tokens per CPU-second of HybridEngine against transformers' MiniMaxForCausalLM.generate.
 
-    python benchmarks/engine.py                     about two minutes
+    python benchmarks/engine.py                     about four minutes
     python benchmarks/engine.py --repeats 5 --cases equal-64
 
 Both sides have the same weights (a random 30M hybrid, exported and read back by transformers), float32, one thread,
@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -29,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import machine
 
 from model import HybridConfig, HybridLM
 from model.checkpoint import save_pretrained
@@ -168,25 +167,6 @@ def compare(case: Case, sides: dict[str, Callable[[Case], int]], repeats: int) -
     }
 
 
-def machine() -> dict[str, Any]:
-    import transformers
-
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-    model = next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-    return {
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "threads_used": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
@@ -211,7 +191,7 @@ def main() -> None:
         )
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     parameters = sum(parameter.numel() for parameter in lm.parameters())
-    report = {"machine": machine(), "parameters": parameters, "dtype": "float32", "results": results}
+    report = {"machine": machine("transformers"), "parameters": parameters, "dtype": "float32", "results": results}
     RESULTS.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"written to {RESULTS}")
 
