@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from cispo.checkpoint import FolderCheckpoints
-from cispo.errors import CheckpointError, ConfigError
+from cispo.errors import CheckpointError
 from cispo.evaluate import HeldOutEvaluator
 from cispo.protocols import RolloutSource
 from cispo.sft import cold_start
@@ -21,9 +21,8 @@ from launch import build
 from launch.actors import Handle
 from launch.build import Data
 from launch.cluster import Place, cluster, wait_until_started
-from launch.compose import save_config
 from launch.report import write_report
-from launch.run_files import read_metrics, write_atomically
+from launch.run_folder import check_folder, one_driver, resume_hint, saved_config
 from launch.summary import summarise
 from launch.trackers import Trackers, open_trackers
 from launch.weight_sync import LearnerHost, ObjectStoreSync, RemoteLearner
@@ -54,6 +53,7 @@ def run_training(
     data = build.read_data(config)
     begin = time.perf_counter()
     with ExitStack() as stack:
+        stack.enter_context(one_driver(folder))
         stack.enter_context(saved_config(config, folder, checkpoints))
         stack.enter_context(resume_hint(folder, checkpoints))
         tracker = stack.enter_context(open_run_trackers(config, folder, checkpoints))
@@ -100,51 +100,6 @@ def make_parts(
         decode=data.tokenizer.decode,
         records_per_step=config.tracking.rollouts_per_step,
     )
-
-
-def check_folder(folder: Path, checkpoints: FolderCheckpoints, *, resume: bool) -> None:
-    """A finished or crashed run is never overwritten: not by a new one, nor by one that cannot go on from it.
-
-    A run that died before its first checkpoint has nothing to lose, so to resume it is to begin it again.
-    """
-    if not resume and (folder / "config.yaml").exists():
-        raise ConfigError(
-            f"{folder} holds a run already; go on with it by cispo train --resume {folder}, give this one another name "
-            f"(name=...), or delete that folder."
-        )
-    last_step = max((int(line["step"]) for line in read_metrics(folder)), default=0) if resume else 0
-    if last_step > 0 and not checkpoints.steps():
-        raise CheckpointError(
-            f"{folder} has metrics up to step {last_step} but no checkpoint, and to begin again would overwrite them; "
-            f"put {checkpoints.folder} back, or start a run of another name."
-        )
-
-
-@contextmanager
-def saved_config(config: RunConfig, folder: Path, checkpoints: FolderCheckpoints) -> Iterator[None]:
-    """Write config.yaml; a resumed run that failed before it saved a step gets the one that it had back."""
-    path, steps = folder / "config.yaml", checkpoints.steps()
-    before = path.read_text(encoding="utf-8") if path.exists() else None
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, path)
-    try:
-        yield
-    except BaseException:
-        if before is not None and checkpoints.steps() == steps:
-            write_atomically(path, before)
-        raise
-
-
-@contextmanager
-def resume_hint(folder: Path, checkpoints: FolderCheckpoints) -> Iterator[None]:
-    """Whatever ends the run early carries the command that goes on with it."""
-    try:
-        yield
-    except BaseException as error:
-        steps = checkpoints.steps()
-        does = f"goes on from step {steps[-1]}" if steps else "begins it again"
-        error.add_note(f"`cispo train --resume {folder}` {does}.")
-        raise
 
 
 def check_machine(config: RunConfig) -> None:

@@ -1,0 +1,73 @@
+"""What protects the folder of a run: from a second run, a second driver, and a resumption that fails."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cispo.checkpoint import FolderCheckpoints
+from cispo.errors import CheckpointError, ConfigError
+from configs.schema import RunConfig
+from launch.compose import save_config
+from launch.run_files import read_metrics, write_atomically
+
+
+def check_folder(folder: Path, checkpoints: FolderCheckpoints, *, resume: bool) -> None:
+    """A finished or crashed run is never overwritten: not by a new one, nor by one that cannot go on from it.
+
+    A run that died before its first checkpoint has nothing to lose, so to resume it is to begin it again.
+    """
+    if not resume and (folder / "config.yaml").exists():
+        raise ConfigError(
+            f"{folder} holds a run already; go on with it by cispo train --resume {folder}, give this one another name "
+            f"(name=...), or delete that folder."
+        )
+    last_step = max((int(line["step"]) for line in read_metrics(folder)), default=0) if resume else 0
+    if last_step > 0 and not checkpoints.steps():
+        raise CheckpointError(
+            f"{folder} has metrics up to step {last_step} but no checkpoint, and to begin again would overwrite them; "
+            f"put {checkpoints.folder} back, or start a run of another name."
+        )
+
+
+@contextmanager
+def saved_config(config: RunConfig, folder: Path, checkpoints: FolderCheckpoints) -> Iterator[None]:
+    """Write config.yaml; a resumed run that failed before it saved a step gets the one that it had back."""
+    path, steps = folder / "config.yaml", checkpoints.steps()
+    before = path.read_text(encoding="utf-8") if path.exists() else None
+    save_config(config, path)
+    try:
+        yield
+    except BaseException:
+        if before is not None and checkpoints.steps() == steps:
+            write_atomically(path, before)
+        raise
+
+
+@contextmanager
+def resume_hint(folder: Path, checkpoints: FolderCheckpoints) -> Iterator[None]:
+    """Whatever ends the run early carries the command that goes on with it."""
+    try:
+        yield
+    except BaseException as error:
+        steps = checkpoints.steps()
+        does = f"goes on from step {steps[-1]}" if steps else "begins it again"
+        error.add_note(f"`cispo train --resume {folder}` {does}.")
+        raise
+
+
+@contextmanager
+def one_driver(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{folder} is in use by another cispo process, and two would overwrite each other's files; wait for "
+                f"it or end it, or give this run another name (name=...)."
+            ) from error
+        yield
