@@ -105,6 +105,11 @@ class MathAnswer:
         return Verdict.GRADER_TIMEOUT, outcome.note
 
 
+def check_reference(reference: Any) -> None:
+    """Raise DataError unless `reference` is one that `MathAnswer` can compare with: a non-empty string or a number."""
+    _gold(reference)
+
+
 def _score(verdict: Verdict, note: str) -> Score:
     correct = verdict is Verdict.CORRECT
     if verdict is Verdict.SYSTEM_ERROR:
