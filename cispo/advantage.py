@@ -7,7 +7,6 @@ A group whose rewards are all equal says nothing and gives zeros.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,7 +14,6 @@ from numpy.typing import ArrayLike
 from cispo.errors import ConfigError
 from cispo.types import Floats, Group, Sample, Trajectory
 
-Normalise = Literal["std", "mean", "batch"]
 NORMALISATIONS: tuple[str, ...] = ("std", "mean", "batch")
 
 FLAT = 1e-6

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cispo.errors import ConfigError
@@ -99,9 +99,3 @@ def pass_at_k(group: Group, k: int) -> float:
     if n < k:
         return math.nan
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
-
-
-def best_sampled(metrics: Mapping[str, float]) -> float:
-    """The sampled accuracy over all tasks; NaN if the metrics hold none."""
-    found = [value for name, value in metrics.items() if name.startswith("eval/all/mean@")]
-    return found[0] if found else math.nan

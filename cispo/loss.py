@@ -135,8 +135,8 @@ def cispo_loss(
 def mismatch_metrics(logp_T: Tensor, behaviour_logp_T: Tensor, fresh_T: Tensor) -> dict[str, Metric]:
     """How far sampler and learner are apart on tokens that the very same weights sampled.
 
-    Only meaningful before the first update of a step, on tokens of age 0 (fresh_T, bool [T]): there the true
-    difference is zero, so all that is seen is numerics or a fault in the weight sync.
+    Only meaningful before the first update of a step, on the tokens of sequences that are wholly of age 0 (fresh_T,
+    bool [T]): there the true difference is zero, so all that is seen is numerics or a fault in the weight sync.
     """
     logp_T, behaviour_logp_T = logp_T.detach(), behaviour_logp_T.detach()
     log_ratio_T = logp_T - behaviour_logp_T

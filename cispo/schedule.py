@@ -10,6 +10,7 @@ the last. So warm-up, hold, decay and a staircase (two knots one step apart) are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from cispo.errors import ConfigError
@@ -17,8 +18,11 @@ from cispo.errors import ConfigError
 Schedule = float | tuple[tuple[float, float], ...]
 
 
-def check_schedule(name: str, schedule: Schedule) -> None:
-    """Raise ConfigError unless the steps of the knots increase."""
+def check_schedule(name: str, schedule: Schedule, *, least: float = -math.inf) -> None:
+    """Raise ConfigError unless the steps of the knots increase and no value is below `least`."""
+    values = [schedule] if isinstance(schedule, int | float) else [knot[-1] for knot in schedule if knot]
+    if values and min(values) < least:
+        raise ConfigError(f"{name} must be at least {least:g} throughout; got {min(values):g}.")
     if isinstance(schedule, int | float):
         return
     steps = [knot[0] for knot in schedule if len(knot) == 2]

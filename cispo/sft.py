@@ -47,7 +47,7 @@ class SftConfig:
                 f"sft.steps must not be negative and sft.batch_size and sft.log_every must be at least 1; "
                 f"got {self.steps}, {self.batch_size} and {self.log_every}."
             )
-        check_schedule("sft.lr", self.lr)
+        check_schedule("sft.lr", self.lr, least=0.0)
 
 
 @dataclass(frozen=True)

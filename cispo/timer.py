@@ -11,8 +11,9 @@ from contextlib import contextmanager
 class Timer:
     """Measures the named phases of one step; `with timer("rollout"): ...`."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
+    def __init__(self, **seconds: float) -> None:
+        """`seconds` by phase that were spent before, such as those of a checkpoint saved after its step was logged."""
+        self.seconds: dict[str, float] = defaultdict(float, seconds)
         self._begin = time.perf_counter()
 
     @contextmanager
@@ -25,7 +26,7 @@ class Timer:
             self.seconds[phase] += time.perf_counter() - begin
 
     def metrics(self, *, generated_tokens: int, trained_tokens: int) -> dict[str, float]:
-        """`timing_s/<phase>` and the step's rates; evaluation is not part of the step's own seconds."""
+        """`timing_s/<phase>` and the step's rates; evaluation and saving are not part of the step's own seconds."""
         step_seconds = time.perf_counter() - self._begin - self.seconds["evaluate"]
         rollout, update = self.seconds["rollout"], self.seconds["update"]
         return {f"timing_s/{phase}": seconds for phase, seconds in self.seconds.items() if seconds} | {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ class TrainerConfig:
         kl_stop: skip the rest of a step's updates when the KL to the behaviour policy exceeds it; 0 is off.
         kl_step: scale an update's learning rate by min(1, kl_step / KL); 0 is off.
         max_barren_steps: stop after so many steps in a row without any group to learn from.
-        max_nonfinite_updates: stop when so many updates of one step were skipped for a NaN or an infinity.
+        max_nonfinite_updates: stop when so many updates in a row were skipped for a NaN or an infinity.
     """
 
     steps: int = 100
@@ -156,9 +157,11 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
     progress = parts.checkpoints.restore(learner, rollouts)
     weights.publish(learner, version=progress.step)
     if progress.step == 0:
-        tracker.log(0, parts.evaluator.evaluate())
+        begin = time.perf_counter()
+        tracker.log(0, {**parts.evaluator.evaluate(), "timing_s/evaluate": time.perf_counter() - begin})
+    save_seconds = 0.0
     while progress.step < config.steps:
-        timer = Timer()
+        timer = Timer(save=save_seconds)
         with timer("rollout"):
             harvest = rollouts.take(
                 config.groups_per_step, oldest_version=progress.step - config.max_staleness, keep=has_signal
@@ -176,7 +179,7 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
             updates = make_updates(learner, batches, config.settings(learner_config, progress.step, temperature))
         check_health(config, progress, harvest, updates)
         trained_tokens = num_trained(batches, updates)
-        progress = progress.after(harvest, trained_tokens)
+        progress = progress.after(harvest, updates, trained_tokens)
         with timer("publish"):
             weights.publish(learner, version=progress.step)
         metrics = describe(harvest, batches, updates)
@@ -192,8 +195,10 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
             progress.step,
             metrics | timer.metrics(generated_tokens=harvest.num_generated, trained_tokens=trained_tokens),
         )
+        begin = time.perf_counter()
         if progress.step == config.steps or due(config.save_every, progress.step):
             parts.checkpoints.save(progress, learner, rollouts)
+        save_seconds = time.perf_counter() - begin  # the line of this step is written: it goes into the next
     return progress
 
 
@@ -209,20 +214,38 @@ def make_updates(learner: Learner, batches: Sequence[PackedBatch], settings: Upd
 
 def check_health(config: TrainerConfig, progress: Progress, harvest: Harvest, updates: Sequence[UpdateResult]) -> None:
     """Stop a run that cannot go on usefully, before it overwrites anything."""
-    nonfinite = sum(update.skipped == "nonfinite" for update in updates)
+    nonfinite = longest_nonfinite_run(progress.nonfinite_updates, updates)
     if nonfinite >= config.max_nonfinite_updates:
         raise CispoError(
-            f"step {progress.step + 1}: {nonfinite} of {len(updates)} updates had a loss or gradient that is not "
-            f"finite (the limit is {config.max_nonfinite_updates}); lower learner.lr or set kl_stop, and resume from "
-            "the last checkpoint."
+            f"step {progress.step + 1}: {nonfinite} updates in a row had a loss or gradient that is not finite (the "
+            f"limit is {config.max_nonfinite_updates}); lower learner.lr or set kl_stop."
         )
     if not harvest.groups and progress.barren_steps + 1 >= config.max_barren_steps:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(harvest.dropped.items())) or "none drawn"
+        chief = max(harvest.dropped, key=lambda reason: harvest.dropped[reason], default="flat")
         raise NoSignal(
             f"step {progress.step + 1}: no group to learn from for {config.max_barren_steps} steps in a row; of "
-            f"{harvest.drawn} groups drawn in the last: {reasons}. All right or all wrong teaches nothing: change the "
-            f"tasks' difficulty, raise group_size, or raise max_barren_steps to wait longer."
+            f"{harvest.drawn} groups drawn in the last: {reasons}. {ADVICE[chief]}"
         )
+
+
+ADVICE = {
+    "flat": "All right or all wrong teaches nothing: change the tasks' difficulty, raise group_size, or raise "
+    "max_barren_steps to wait longer.",
+    "failed": "The warnings above say why groups came to nothing: prompts that the engine refuses, or rewards that "
+    "could not be computed.",
+    "stale": "Groups come back too old: raise max_staleness, or lower groups_per_step or the length limit.",
+}
+"""What to do when nothing could be learnt, by the chief reason for which groups were dropped."""
+
+
+def longest_nonfinite_run(before: int, updates: Sequence[UpdateResult]) -> int:
+    """The most non-finite updates in a row, `before` of which ended the step before."""
+    longest = run = before
+    for update in updates:
+        run = run + 1 if update.skipped == "nonfinite" else 0
+        longest = max(longest, run)
+    return longest
 
 
 def warn_of_drift(config: TrainerConfig, progress: Progress, metrics: Mapping[str, float]) -> None:

@@ -10,7 +10,7 @@ at t is that of token t given the tokens before it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -297,18 +297,22 @@ class Progress:
         step: steps finished; also the version of the weights.
         generated_tokens, trained_tokens: action tokens sampled for training, and tokens learnt from, since the start.
         barren_steps: steps in a row that found no group with a signal.
+        nonfinite_updates: updates in a row, up to now, that were skipped for a NaN or an infinity.
     """
 
     step: int = 0
     generated_tokens: int = 0
     trained_tokens: int = 0
     barren_steps: int = 0
+    nonfinite_updates: int = 0
 
-    def after(self, harvest: Harvest, trained_tokens: int) -> Progress:
-        """Where the run stands after a step with this intake."""
+    def after(self, harvest: Harvest, updates: Sequence[UpdateResult], trained_tokens: int) -> Progress:
+        """Where the run stands after a step with this intake and these updates."""
+        finite = [n for n, update in enumerate(reversed(updates)) if update.skipped != "nonfinite"]
         return Progress(
             step=self.step + 1,
             generated_tokens=self.generated_tokens + harvest.num_generated,
             trained_tokens=self.trained_tokens + trained_tokens,
             barren_steps=0 if harvest.groups else self.barren_steps + 1,
+            nonfinite_updates=finite[0] if finite else self.nonfinite_updates + len(updates),
         )

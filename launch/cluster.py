@@ -58,6 +58,7 @@ def _start_ray(config: ClusterConfig) -> bool:
     if ray.is_initialized():
         return False
     ray.init(
+        address="local",  # never somebody else's cluster, whatever RAY_ADDRESS or an earlier `ray start` says
         num_cpus=config.num_workers + 1,
         include_dashboard=False,
         object_store_memory=config.object_store_mb << 20,

@@ -94,7 +94,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             OmegaConf.update(changed, change.key_or_group, change.value(), force_add=True)
     except (OmegaConfBaseException, HydraException) as error:
         raise ConfigError(_plain_sentence(error)) from error
-    return from_dict(RunConfig, typing.cast(dict[str, Any], OmegaConf.to_container(changed, resolve=True)))
+    config = from_dict(RunConfig, typing.cast(dict[str, Any], OmegaConf.to_container(changed, resolve=True)))
+    if config.seed != (seed := from_dict(RunConfig, typing.cast(dict[str, Any], values)).seed):
+        raise ConfigError(
+            f"a resumed run keeps its seed, because its prompts and samples so far came from it; it is {seed}, "
+            f"not {config.seed}. Start a new run for another seed."
+        )
+    return config
 
 
 def choices(group: str) -> list[str]:

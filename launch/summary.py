@@ -10,18 +10,19 @@ from configs.schema import RunConfig
 from launch.trackers import read_jsonl
 
 Line = Mapping[str, Any]
+RL_SECONDS = ("perf/step_seconds", "timing_s/evaluate", "timing_s/save")
 
 
 def summarise(folder: Path, config: RunConfig, wall_seconds: float) -> dict[str, Any]:
     """First, last and best held-out accuracy by task, seconds and tokens.
 
-    `seconds.rl` holds the steps with their evaluations. `seconds.total` is this process's wall time; of a resumed run
-    at least what its steps took together.
+    `seconds.rl` holds the steps, the evaluations and the checkpoints but the last. `seconds.total` is this process's
+    wall time; of a resumed run at least what its steps took together.
     """
     lines = read_jsonl(folder / "metrics.jsonl")
     evaluated = [accuracies(line) for line in lines if any(name.startswith("eval/") for name in line)]
     sft = sum(line.get("timing_s/sft", 0.0) for line in lines)
-    rl = sum(line.get("perf/step_seconds", 0.0) + line.get("timing_s/evaluate", 0.0) for line in lines)
+    rl = sum(line.get(name, 0.0) for line in lines for name in RL_SECONDS)
     return {
         "seed": config.seed,
         "steps": int(lines[-1]["step"]) if lines else 0,

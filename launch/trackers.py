@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from configs.fleet import TrackingConfig
 from launch.run_files import json_lines, json_ready, read_jsonl, rollout_files, write_atomically, write_summary
 
-LOGGER = logging.getLogger("cispo.tracking")
+log = logging.getLogger("cispo.tracking")
 
 
 class RunTracker:
@@ -293,7 +293,7 @@ class WandbTracker(RunTracker):
             call()
         except Exception as error:
             self._run = None
-            LOGGER.warning(
+            log.warning(
                 "W&B could not %s (%s: %s): the run goes on without it, and metrics.jsonl has every number.",
                 what,
                 type(error).__name__,

@@ -29,7 +29,7 @@ from launch.weight_sync import LearnerHost, ObjectStoreSync, RemoteLearner
 from rewards.custom import CustomReward
 from rollout.service import Draw, RolloutService
 
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 Wrap = Callable[[RolloutService], RolloutSource]
@@ -58,7 +58,7 @@ def run_training(
         stack.enter_context(resume_hint(folder, checkpoints))
         tracker = stack.enter_context(open_run_trackers(config, folder, checkpoints))
         for line in explain(config):
-            LOG.info(line)
+            log.info(line)
         place = stack.enter_context(cluster(config.cluster))
         parts = make_parts(config, data, place, checkpoints, tracker, wrap)
         if not checkpoints.steps():

@@ -38,8 +38,8 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError(f"learner.kind must be one of {', '.join(KINDS)}; got {self.kind!r}.")
-        check_schedule("learner.lr", self.lr)
-        check_schedule("learner.max_grad_norm", self.max_grad_norm)
+        check_schedule("learner.lr", self.lr, least=0.0)
+        check_schedule("learner.max_grad_norm", self.max_grad_norm, least=1e-12)
         if self.max_row_tokens < 1 or self.num_threads < 1:
             raise ConfigError(
                 f"learner.max_row_tokens and learner.num_threads must be at least 1; "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cispo.loss import cispo_loss, mismatch_metrics
 from cispo.metrics import Mean, Metric
-from cispo.types import Floats, PackedRow, UpdateSettings
+from cispo.types import Bools, Floats, PackedRow, UpdateSettings
 from model import HybridLM, Routing
 
 
@@ -73,7 +73,17 @@ def row_loss(lm: HybridLM, row: PackedRow, settings: UpdateSettings, *, share: f
         metrics["moe/load_imbalance"] = Mean(routing.load_imbalance() * share, share)
         loss = loss + settings.router_aux_coef * share * auxiliary
     if fresh_weights:
-        metrics |= mismatch_metrics(logp_A, behaviour_A, learnt(row.age_T) == 0)
+        metrics |= mismatch_metrics(logp_A, behaviour_A, learnt(wholly_fresh(row)))
     logp_T = np.full(row.num_tokens, np.nan, dtype=np.float32)
     logp_T[row.mask_T] = logp_A.detach().cpu().numpy()
     return RowOutput(loss, metrics, logp_T)
+
+
+def wholly_fresh(row: PackedRow) -> Bools:
+    """bool [T]: the token belongs to a sequence that the present weights sampled from its first action to its last.
+
+    A sequence that got new weights under way went on over states of the old ones: its later tokens have age 0 and
+    differ all the same.
+    """
+    oldest_N = np.maximum.reduceat(row.age_T, row.cu_seqlens[:-1])
+    return np.repeat(oldest_N == 0, np.diff(row.cu_seqlens))

@@ -12,9 +12,10 @@ from cispo.errors import CheckpointError, ConfigError
 from cispo.learner.config import LearnerConfig
 from cispo.learner.guards import guarded_lr, reason_to_skip
 from cispo.learner.local import LocalLearner
+from cispo.learner.row import wholly_fresh
 from cispo.optimizer import OptimizerConfig
 from cispo.packing import pack
-from cispo.types import UpdateSettings
+from cispo.types import PackedRow, UpdateSettings
 from model import load_pretrained
 from model.checkpoint import load_weights
 
@@ -145,6 +146,17 @@ def test_after_load_the_next_updates_are_bitwise_those_of_an_unbroken_run(make_l
         one, other = unbroken.update(batch, SETTINGS), resumed.update(batch, SETTINGS)
         assert (one.loss, one.grad_norm, one.kl) == (other.loss, other.grad_norm, other.kl)
     assert_equal(weights_of(unbroken), weights_of(resumed))
+
+
+def test_a_resumption_takes_the_optimizer_settings_of_its_configuration(make_lm, batches, tmp_path):
+    first = make_learner(make_lm)
+    first.update(batches[0], SETTINGS)
+    first.save(tmp_path)
+    changed = OptimizerConfig(betas=(0.5, 0.6), eps=1e-15, weight_decay=0.0)
+    second = LocalLearner(make_lm(1, "float32"), LearnerConfig(optimizer=changed))
+    second.load(tmp_path)
+    (group,) = second.optimizer.param_groups
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.5, 0.6), 1e-15, 0.0)
 
 
 def test_a_new_optimizer_forgets_the_moments(make_lm, batches):
@@ -298,6 +310,21 @@ def test_mismatch_leaves_out_tokens_of_older_policies(make_lm, make_group):
 
     assert float(mismatch([fresh, stale])) == pytest.approx(float(mismatch([fresh])), rel=1e-5)
     assert mismatch([stale]).count == 0
+
+
+def test_a_sequence_that_got_new_weights_under_way_is_not_fresh():
+    row = PackedRow(
+        tokens_T=np.zeros(7, np.int64),
+        positions_T=np.arange(7),
+        cu_seqlens=np.array([0, 3, 7]),
+        mask_T=np.array([0, 1, 1, 0, 1, 1, 1], bool),
+        behaviour_logp_T=np.zeros(7, np.float32),
+        advantage_T=np.zeros(7, np.float32),
+        weight_T=np.zeros(7, np.float32),
+        age_T=np.array([-1, 0, 0, -1, 1, 0, 0]),
+        members=((0, 0), (0, 1)),
+    )
+    assert wholly_fresh(row).tolist() == [True] * 3 + [False] * 4
 
 
 def test_mismatch_of_a_faithful_sampler_is_rounding(make_lm, make_group):

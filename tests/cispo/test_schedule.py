@@ -52,3 +52,9 @@ def test_values_stay_between_the_knots_and_meet_them(knots, step):
 def test_what_is_no_schedule_is_refused_with_its_name_and_value(schedule):
     with pytest.raises(ConfigError, match=r"learner\.lr must be a number or knots .* got \["):
         check_schedule("learner.lr", schedule)
+
+
+@pytest.mark.parametrize("schedule", [-1e-4, ((0, 1e-4), (9, -1e-4))])
+def test_values_below_the_least_are_refused(schedule):
+    with pytest.raises(ConfigError, match=r"lr must be at least 0 throughout; got -0\.0001"):
+        check_schedule("lr", schedule, least=0.0)

@@ -183,9 +183,15 @@ def test_a_few_updates_that_are_not_finite_are_survived(make_group):
     assert run.diary.count("update") == 4 and run.logged[1]["drift/skipped_updates"] == 2
 
 
+def test_updates_that_are_not_finite_are_counted_over_steps(make_group):
+    run = FakeRun(make_group, endings=["nonfinite"] * 9)
+    with pytest.raises(CispoError, match=r"step 3: 3 updates in a row"):
+        run.train(steps=9, groups_per_step=1, updates_per_step=1, max_nonfinite_updates=3)
+
+
 def test_too_many_of_them_end_the_run_before_anything_is_overwritten(make_group):
     run = FakeRun(make_group, endings=["", *["nonfinite"] * 3])
-    with pytest.raises(CispoError, match=r"step 1: 3 of 4 updates had a loss or gradient .* lower learner\.lr"):
+    with pytest.raises(CispoError, match=r"step 1: 3 updates in a row had a loss or gradient .* lower learner\.lr"):
         run.train(steps=5, groups_per_step=4, updates_per_step=4, max_nonfinite_updates=3, save_every=1)
     assert run.diary[-1] == "update"
 
