@@ -6,7 +6,10 @@
 #   make bench                       the benchmarks     make clean   remove .venv and caches, keep runs/
 
 PYTHON ?= python3
-# On a GPU machine: make train TORCH="torch" lets pip choose the CUDA build.
+# What pip is asked for first and alone. Elsewhere than on a machine whose pip knows a CPU wheel, plain PyPI gives the CUDA
+# build of several GB; for the CPU build say
+#   make train TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# and on a GPU machine TORCH=torch for the newest. To change your mind: make clean.
 TORCH ?= torch==2.13.0
 ARGS ?=
 BIN := .venv/bin
@@ -15,12 +18,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: train test check bench long clean constraints
+.PHONY: train test check bench clean constraints
 
-train: .venv/.installed .venv/.system
+train: .venv/.installed
 	$(BIN)/cispo train $(ARGS)
 
-test: .venv/.installed-dev .venv/.system
+test: .venv/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
 
 check: .venv/.installed-dev
@@ -29,7 +32,7 @@ check: .venv/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-bench: .venv/.installed-bench .venv/.system
+bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/embedded.py
@@ -39,11 +42,24 @@ clean:
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
-.venv/.torch:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cispo needs Python 3.11 or newer; set PYTHON=...")'
+# From the system: venv for the set-up, bubblewrap to isolate the programs that the model writes. First, so that who may
+# not install them hears of it at once.
+.venv/.system:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cispo needs Python 3.11 or newer; set PYTHON=...")'
+	@missing=""; \
+	command -v bwrap >/dev/null || missing="bubblewrap"; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	[ -z "$$missing" ] || { \
+	  if [ "$$(id -u)" = 0 ]; then as_root=""; else as_root="sudo -n"; fi; \
+	  $$as_root apt-get update -qq && $$as_root apt-get install -y -qq $$missing; } >/dev/null 2>&1 || { \
+	  echo "cispo needs $$missing, which cannot be installed from here; ask an administrator to run: apt-get install $$missing" >&2; \
+	  exit 1; }
+	@mkdir -p .venv && touch $@
+
+.venv/.torch: | .venv/.system
 	$(PYTHON) -m venv .venv
 	@echo "installing $(TORCH) and the rest into .venv (a few minutes, once)"
-	$(PIP) "$(TORCH)"
+	$(PIP) $(TORCH)
 	@touch $@
 
 .venv/.installed: .venv/.torch pyproject.toml constraints.txt
@@ -58,17 +74,7 @@ clean:
 	$(PIP) --constraint constraints.txt --editable ".[bench]"
 	@touch $@
 
-# bubblewrap isolates the programs that the model writes; nothing else is needed from the system.
-.venv/.system: .venv/.torch
-	@command -v bwrap >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ]; then as_root=""; else as_root="sudo -n"; fi; \
-	  { $$as_root apt-get update -qq && $$as_root apt-get install -y -qq bubblewrap; } >/dev/null 2>&1 \
-	  && command -v bwrap >/dev/null; } || { \
-	  echo "cispo runs the model's programs in bubblewrap, which is not installed; ask an administrator to run: apt-get install bubblewrap"; \
-	  exit 1; }
-	@touch $@
-
 constraints: .venv/.installed-bench
 	@head -2 constraints.txt >.venv/constraints.txt
-	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' >>.venv/constraints.txt
+	@$(BIN)/python -m pip freeze --exclude-editable | grep -v '^torch==' >>.venv/constraints.txt
 	@mv .venv/constraints.txt constraints.txt

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from cispo.errors import DeadlineExceeded
+from cispo.errors import CispoError, DeadlineExceeded
 from configs.fleet import ClusterConfig
 from launch.actors import Handle, InlineHandle, RayHandle
 
@@ -57,15 +57,21 @@ def _start_ray(config: ClusterConfig) -> bool:
 
     if ray.is_initialized():
         return False
-    ray.init(
-        address="local",  # never somebody else's cluster, whatever RAY_ADDRESS or an earlier `ray start` says
-        num_cpus=config.num_workers + 1,
-        include_dashboard=False,
-        object_store_memory=config.object_store_mb << 20,
-        log_to_driver=False,
-        logging_level="ERROR",
-        configure_logging=False,
-    )
+    try:
+        ray.init(
+            address="local",  # never somebody else's cluster, whatever RAY_ADDRESS or an earlier `ray start` says
+            num_cpus=config.num_workers + 1,
+            include_dashboard=False,
+            object_store_memory=config.object_store_mb << 20,
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=False,
+        )
+    except (RuntimeError, ValueError, ConnectionError, TimeoutError) as error:
+        raise CispoError(
+            f"Ray could not be started on this machine ({' '.join(str(error).split())}); its logs are in "
+            f"/tmp/ray/session_latest/logs, and cluster=inline trains without it."
+        ) from error
     return True
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from cispo.checkpoint import FolderCheckpoints
-from cispo.errors import CheckpointError
+from cispo.errors import CheckpointError, ConfigError
 from cispo.evaluate import HeldOutEvaluator
 from cispo.protocols import RolloutSource
 from cispo.sft import cold_start
@@ -108,8 +108,21 @@ def check_machine(config: RunConfig) -> None:
         build.make_sandbox_pool(config).close()
     if config.model.path and not Path(config.model.path).is_dir():
         raise CheckpointError(f"model.path={config.model.path} is not a folder.")
+    check_device(config.learner.device)
     if config.rewards.custom:
         CustomReward(config.rewards.custom)
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError unless torch can put something on `device`."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an AssertionError is how a CPU build says that it knows no CUDA
+        raise ConfigError(
+            f"learner.device={device} cannot be used here ({str(error).splitlines()[0].rstrip('.')}); use cpu."
+        ) from error
 
 
 def place_parts(config: RunConfig, place: Place) -> tuple[Handle, list[Handle]]:
