@@ -61,6 +61,12 @@ class Channels:
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, sealed)
         return file
 
+    def process(self, pid: int) -> int:
+        """A descriptor of a living process, which never means another one, as its number may once it was reaped."""
+        descriptor = os.pidfd_open(pid)
+        self._own(descriptor, is_theirs=False)
+        return descriptor
+
     def folder(self) -> Path:
         """A temporary folder that lives as long as the run."""
         return Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sandbox-")))

@@ -45,17 +45,24 @@ class Started:
     Attributes:
         process: our own child; its end is the end of the run.
         root_pid: the bootstrap; the program and its descendants are below it.
+        root_descriptor: the same process as a descriptor (pidfd): its number may be another's after its end.
         private_tmp: the private temporary file system as a path on this side, or None if there is none.
     """
 
     process: subprocess.Popen[bytes]
     root_pid: int
+    root_descriptor: int
     private_tmp: str | None
+
+    @property
+    def has_ended(self) -> bool:
+        """The bootstrap is gone, or a zombie."""
+        return _is_readable(self.root_descriptor, 0.0)
 
     def kill(self) -> None:
         """End the whole tree. Killing process 1 of a process namespace makes the kernel kill all others."""
         try:
-            os.kill(self.root_pid, signal.SIGKILL)
+            signal.pidfd_send_signal(self.root_descriptor, signal.SIGKILL)
         except ProcessLookupError:
             self.process.kill()
 
@@ -106,12 +113,13 @@ class Bubblewrap:
         channels.close_theirs()
         try:
             root_pid = _read_child_pid(status)
+            root_descriptor = channels.process(root_pid)
         except (OSError, ValueError) as error:
             process.kill()
             process.wait()
             said = os.read(channels.stderr, 4096).decode(errors="replace").strip()
             raise SandboxError(f"bubblewrap did not start: {said or error}") from error
-        return Started(process, root_pid, f"/proc/{root_pid}/root{_WORK}")
+        return Started(process, root_pid, root_descriptor, f"/proc/{root_pid}/root{_WORK}")
 
     def _command(self, program: Program, limits: Limits, channels: Channels, their_status: int) -> list[str]:
         command = [*self._become_nobody, self._bwrap, "--unshare-all", "--die-with-parent", "--as-pid-1"]
@@ -155,14 +163,17 @@ class Unsafe:
             start_new_session=True,
         )
         channels.close_theirs()
-        return StartedUnsafe(process, process.pid, None)
+        return StartedUnsafe(process, process.pid, channels.process(process.pid), None)
 
 
 class StartedUnsafe(Started):
     """Without a process namespace the process group is the best that can be killed at once."""
 
     def kill(self) -> None:
-        """End the process group, which outlives its leader as long as it has members."""
+        """End the process group, which outlives its leader as long as it has members.
+
+        There is no descriptor for a group; its number is not given away before our child, its leader, is reaped.
+        """
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.root_pid, signal.SIGKILL)
 
@@ -208,11 +219,18 @@ def _become_nobody() -> list[str]:
     return [setpriv, f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
 
 
+def _is_readable(descriptor: int, timeout_s: float) -> bool:
+    """Wait until there is something to read. Not by select(2), which knows no descriptor above 1023."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
+
+
 def _read_child_pid(status: int) -> int:
     """Bubblewrap's first line says which process it made. Raises ValueError when it ends without one."""
     line = b""
     while b"\n" not in line:
-        if not select.select([status], [], [], STARTUP_SECONDS)[0]:
+        if not _is_readable(status, STARTUP_SECONDS):
             raise TimeoutError(f"no sign of life from bubblewrap for {STARTUP_SECONDS:.0f} seconds")
         part = os.read(status, 4096)
         if not part:

@@ -1,11 +1,15 @@
 """Hostile programs: what they must not reach, must not use up and must not leave behind."""
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from sandbox import Limits, Program, Verdict
+from sandbox.isolation import Started
 
 
 def report(attempt: str) -> str:
@@ -153,6 +157,23 @@ def test_nothing_is_left_over(box, source):
 def test_one_run_leaves_nothing_for_the_next(box):
     box.run(Program("open('/tmp/left', 'w').write('x')"))
     assert box.run(Program("import os; print(os.listdir('/tmp'))")).stdout == b"['main.py']\n"
+
+
+def test_a_kill_never_reaches_whoever_has_the_number_now():
+    """As after the end of a run: the process is reaped, and its number belongs to a stranger."""
+    sleep = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+    ours = subprocess.Popen(sleep)
+    descriptor = os.pidfd_open(ours.pid)
+    ours.kill()
+    ours.wait()
+    with subprocess.Popen(sleep) as stranger:
+        started = Started(ours, stranger.pid, descriptor, None)
+        assert started.has_ended
+        started.kill()
+        time.sleep(0.05)
+        assert stranger.poll() is None
+        stranger.kill()
+    os.close(descriptor)
 
 
 def living_in(namespace: str) -> list[int]:
