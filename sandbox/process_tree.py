@@ -11,11 +11,21 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.errors import SandboxError
+
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 # Positions in /proc/<pid>/stat after the closing bracket of the command name (proc(5) counts from 3 there).
 _UTIME, _CSTIME, _NUM_THREADS, _RSS = 11, 14, 17, 21
+
+_ENDED = (FileNotFoundError, ProcessLookupError)
+"""What /proc answers about a process that has ended. Any other answer means that nobody can watch, so it is raised."""
+
+WATCHING_NEEDS = (
+    "watching needs /proc without hidepid, a kernel with /proc/<pid>/task/<tid>/children and smaps_rollup, "
+    "and as root the capability SYS_PTRACE (docker run --cap-add SYS_PTRACE)"
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class TreeUsage:
 def look_at_tree(root: int) -> TreeUsage:
     """Add up the descendants of `root`. Of the root itself only what it has reaped counts: it is the sandbox's own.
 
-    Processes that end while they are looked at are left out.
+    Processes that end while they are looked at are left out. Raises OSError or SandboxError where /proc does not tell.
     """
     cpu_ticks = resident_pages = num_tasks = 0
     pids: list[int] = []
@@ -48,7 +58,7 @@ def look_at_tree(root: int) -> TreeUsage:
         try:
             fields = _stat_fields(pid)
             waiting += _children(pid, num_threads=int(fields[_NUM_THREADS]))
-        except (OSError, IndexError):
+        except _ENDED:
             continue
         times = [int(ticks) for ticks in fields[_UTIME : _CSTIME + 1]]
         cpu_ticks += sum(times if pid != root else times[2:])
@@ -66,7 +76,10 @@ def proportional_memory(pids: tuple[int, ...]) -> int:
 
 def _stat_fields(pid: int) -> list[bytes]:
     # The command name may hold spaces and brackets: everything after the last bracket is numbers.
-    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    if len(fields) <= _RSS:
+        raise SandboxError(f"/proc/{pid}/stat must tell times, threads and memory, but has only {len(fields)} numbers")
+    return fields
 
 
 def _children(pid: int, *, num_threads: int) -> list[int]:
@@ -79,12 +92,16 @@ def _children(pid: int, *, num_threads: int) -> list[int]:
 
 def _proportional_memory(pid: int) -> int:
     try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines():
-            if line.startswith(b"Pss:"):
-                return int(line.split()[1]) * 1024
-        return 0  # a zombie has no memory map
+        return _mapped_memory(pid)
+    except _ENDED:
+        return 0
+
+
+def _mapped_memory(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines()
     except PermissionError:
         # A process may hide its map from its own user (PR_SET_DUMPABLE); then all that it shares counts in full.
         return int(_stat_fields(pid)[_RSS]) * _PAGE_BYTES
-    except OSError:
-        return 0  # it has just ended
+    # A zombie has no memory map, and so no such line.
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(b"Pss:"))

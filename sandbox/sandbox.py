@@ -9,11 +9,11 @@ from sandbox.config import ISOLATIONS
 from sandbox.errors import SandboxError
 from sandbox.isolation import Bubblewrap, Isolation, Unsafe
 from sandbox.program import Execution, Limits, Program
-from sandbox.self_test import check_isolation
+from sandbox.self_test import check_isolation, check_watching
 from sandbox.supervisor import execute
 
 _CHECK_LIMITS = Limits(cpu_seconds=20, wall_seconds=60, memory_bytes=1 << 40)
-"""For the self-test, which must fail for no other reason than a hole in the wall."""
+"""For the program that tries to get out, which must fail for no other reason than a hole in the wall."""
 
 
 class Sandbox:
@@ -42,7 +42,9 @@ class Sandbox:
 
     @staticmethod
     def check(bwrap: str = "bwrap") -> None:
-        """Prove that this machine isolates programs, by one that tries to get out; once per process.
+        """Prove that this machine isolates programs, by one that tries to get out and one that uses too much.
+
+        It is done once per process and takes some tenths of a second.
 
         Raises IsolationError with one sentence that says what is missing and how to get it.
         """
@@ -51,7 +53,9 @@ class Sandbox:
 
 @functools.cache
 def _check_once(bwrap: str) -> None:
-    check_isolation(Sandbox(_CHECK_LIMITS, bwrap=bwrap).run, bwrap)
+    sandbox = Sandbox(_CHECK_LIMITS, bwrap=bwrap)
+    check_isolation(sandbox.run, bwrap)
+    check_watching(sandbox.run)
 
 
 class SandboxPool:

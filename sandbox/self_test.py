@@ -1,4 +1,4 @@
-"""Canaries: before the first stranger runs, a program of our own tries to get out."""
+"""Canaries: before the first stranger runs, a program of our own tries to get out, and another uses too much."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sandbox.errors import IsolationError
-from sandbox.program import Execution, Program, Verdict
+from sandbox.process_tree import WATCHING_NEEDS
+from sandbox.program import Execution, Limits, Program, Verdict
 
 _SWITCHES = (
     ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
@@ -57,6 +58,23 @@ print(json.dumps({
 """
 
 
+_GREEDY = """
+import os, time
+ready, done = os.pipe()
+for _ in range(4):
+    if os.fork() == 0:
+        mine = bytearray(b"x") * (16 << 20)
+        os.write(done, b"x")
+        time.sleep(60)
+left = 4
+while left > 0:
+    left -= len(os.read(ready, left))
+time.sleep(2)
+"""
+_GREEDY_LIMITS = Limits(cpu_seconds=20, wall_seconds=60, memory_bytes=48 << 20)
+"""Each process stays below the limit and only their sum is above it, so that no limit of the kernel's can help."""
+
+
 def check_isolation(run: Callable[[Program], Execution], bwrap: str) -> None:
     """Raise IsolationError, with one sentence that says what is missing, unless every canary is held."""
     if shutil.which(bwrap) is None:
@@ -70,6 +88,18 @@ def check_isolation(run: Callable[[Program], Execution], bwrap: str) -> None:
     freedoms = [what for what, could in json.loads(execution.stdout).items() if could]
     if freedoms:
         raise IsolationError(f"programs cannot be isolated: inside bubblewrap a program could {', '.join(freedoms)}")
+
+
+def check_watching(run: Callable[[Program, Limits], Execution]) -> None:
+    """Raise IsolationError unless a tree of processes that goes over a limit together is noticed and ended."""
+    execution = run(Program(_GREEDY), _GREEDY_LIMITS)
+    if execution.verdict is Verdict.MLE:
+        return
+    said = execution.stderr.decode(errors="replace").strip()[-500:] or WATCHING_NEEDS
+    raise IsolationError(
+        "the limits of programs cannot be watched here: a test program whose processes together used more memory than "
+        f"allowed ended with {execution.verdict} instead of {Verdict.MLE}: {said}"
+    )
 
 
 def _run_canary(run: Callable[[Program], Execution]) -> Execution:

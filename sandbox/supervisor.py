@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from sandbox.channels import Channels
 from sandbox.errors import SandboxError
 from sandbox.isolation import STARTUP_SECONDS, Isolation, Started
-from sandbox.process_tree import look_at_tree, proportional_memory
+from sandbox.process_tree import WATCHING_NEEDS, look_at_tree, proportional_memory
 from sandbox.program import Execution, Limits, Program, Verdict
 
 LOOK_SECONDS = 0.03
@@ -35,7 +35,7 @@ def execute(isolation: Isolation, program: Program, limits: Limits) -> Execution
     try:
         channels = Channels.open()
     except OSError as error:
-        return _system_error(f"cannot open pipes: {error}")
+        return system_error(f"cannot open pipes: {error}")
     try:
         started = isolation.start(program, limits, channels)
         watch = _Watch(started, channels, limits)
@@ -45,7 +45,7 @@ def execute(isolation: Isolation, program: Program, limits: Limits) -> Execution
             watch.make_sure_it_ended()
         return watch.execution()
     except (OSError, SandboxError, subprocess.SubprocessError) as error:
-        return _system_error(str(error))
+        return system_error(str(error))
     finally:
         channels.close()
 
@@ -140,7 +140,10 @@ class _Watch:
                 self._run_out_of_time(now)
             if now >= self._next_look_at:
                 self._next_look_at = now + LOOK_SECONDS
-                self._look()
+                try:
+                    self._look()
+                except OSError as error:
+                    raise SandboxError(f"the program cannot be watched ({error}): {WATCHING_NEEDS}") from error
 
     def _run_out_of_time(self, now: float) -> None:
         if self._stopped is not None:
@@ -170,8 +173,12 @@ class _Watch:
             return 0
         try:
             usage = os.statvfs(self._started.private_tmp)
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             return 0  # the run has just ended
+        except PermissionError:
+            if self._started.has_ended:  # the kernel refuses the link of a process that is reaped during the look-up
+                return 0
+            raise
         return (usage.f_blocks - usage.f_bfree) * usage.f_frsize
 
     def _stop(self, why: Verdict) -> None:
@@ -241,5 +248,6 @@ def _ended_by(status: int) -> int | None:
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
 
 
-def _system_error(message: str) -> Execution:
+def system_error(message: str) -> Execution:
+    """The sandbox itself failed, for the reason in `message`; the same program may run well the next time."""
     return Execution(Verdict.SE, b"", message.encode(errors="replace"), None, None, 0.0, 0.0, 0)
