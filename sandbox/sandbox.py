@@ -10,7 +10,7 @@ from sandbox.errors import SandboxError
 from sandbox.isolation import Bubblewrap, Isolation, Unsafe
 from sandbox.program import Execution, Limits, Program
 from sandbox.self_test import check_isolation, check_watching
-from sandbox.supervisor import execute
+from sandbox.supervisor import execute, system_error
 
 _CHECK_LIMITS = Limits(cpu_seconds=20, wall_seconds=60, memory_bytes=1 << 40)
 """For the program that tries to get out, which must fail for no other reason than a hole in the wall."""
@@ -79,6 +79,7 @@ class SandboxPool:
         self._sandbox = Sandbox(limits, isolation=isolation, bwrap=bwrap)
         # The threads must outlive their programs: bubblewrap dies with the thread that started it.
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="sandbox")
+        self._is_closed = False
 
     @property
     def limits(self) -> Limits:
@@ -86,11 +87,15 @@ class SandboxPool:
         return self._sandbox.limits
 
     def submit(self, program: Program, limits: Limits | None = None) -> Future[Execution]:
-        """Queue `program`. Raises SandboxError when the pool is closed."""
+        """Queue `program`. Raises SandboxError when the pool is closed; without a thread to run it, verdict SE."""
         try:
             return self._threads.submit(self._sandbox.run, program, limits)
         except RuntimeError as error:
-            raise SandboxError("the sandbox pool is closed and takes no more programs") from error
+            if self._is_closed:
+                raise SandboxError("the sandbox pool is closed and takes no more programs") from error
+            failed: Future[Execution] = Future()
+            failed.set_result(system_error(f"the sandbox pool could not queue a program: {error}"))
+            return failed
 
     def run(self, program: Program, limits: Limits | None = None) -> Execution:
         """Wait for a place, run `program`, return what happened."""
@@ -98,6 +103,7 @@ class SandboxPool:
 
     def close(self) -> None:
         """Let running programs end (their limits see to that), drop those in line, end the threads."""
+        self._is_closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> SandboxPool:

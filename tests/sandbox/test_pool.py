@@ -50,6 +50,21 @@ def test_a_closed_pool_says_so(box):
         pool.submit(Program(""))
 
 
+def test_a_machine_without_a_free_thread_is_a_system_error_and_not_a_closed_pool(box, monkeypatch):
+    del box
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with SandboxPool(1) as pool:
+        with monkeypatch.context() as machine:
+            machine.setattr(threading.Thread, "start", refuse)
+            execution = pool.run(Program("print(1)"))
+        assert execution.verdict is Verdict.SE
+        assert b"can't start new thread" in execution.stderr
+        assert pool.run(Program("print(2)")).stdout == b"2\n"
+
+
 def test_no_descriptor_leaks(box):
     box.run(Program(""))
     before = len(list(Path("/proc/self/fd").iterdir()))
