@@ -363,7 +363,7 @@ def assert_same_model(lm: HybridLM, theirs: Any) -> None:
 def compare(work: Workload, repeats: int, experts: str | None) -> dict[str, Any]:
     """Alternate steps of both sides and compare the medians."""
     config = run_config(work)
-    prompts = build.make_prompts(config, build.make_tokenizer(config))
+    prompts = build.read_data(config).prompts
     costs: dict[str, list[Cost]] = {"cispo": [], "trl": []}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -5,16 +5,18 @@ often in another process; so they import what they need themselves.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cispo.schedule import value_at
 from cispo.sft import Demonstration
 from cispo.types import Prompt
 from configs.schema import RunConfig
 from model import Tokenizer
-from rollout.prompts import demonstration_source, eval_sets, prompt_source, task_words
+from rollout.prompt_files import PromptLimit, ReferenceCheck
+from rollout.prompts import check_tasks, demonstration_source, eval_sets, prompt_source, read_file_sets, task_words
 from rollout.sampling import Sampling
 from rollout.seeding import stable_rng
 
@@ -43,9 +45,44 @@ class Data:
 
 
 def read_data(config: RunConfig) -> Data:
-    """Tokenizer and prompts. Raises DataError, ConfigError or ModelError where they cannot be read."""
+    """Tokenizer and prompts, each file read once.
+
+    Raises DataError, ConfigError or ModelError where they cannot be read, or could not be used when they are drawn.
+    """
     tokenizer = make_tokenizer(config)
-    return Data(tokenizer, make_prompts(config, tokenizer), make_eval_prompts(config, tokenizer))
+    limit = prompt_limit(config)
+    check_tasks(config.task, tokenizer, limit)
+    file_sets = read_file_sets(config.task, tokenizer, limit=limit, check_reference=make_reference_check(config))
+    prompts = prompt_source(config.task, tokenizer, config.seed, file_sets=file_sets, limit=limit)
+    # The seed of evaluation is fixed, so that runs with different seeds can be compared.
+    held_out = eval_sets(
+        config.task, tokenizer, config.evaluation.num_prompts, seed=0, file_sets=file_sets, limit=limit
+    )
+    return Data(tokenizer, prompts, [prompt for prompts in held_out.values() for prompt in prompts])
+
+
+def prompt_limit(config: RunConfig) -> PromptLimit:
+    """The longest prompt that the engine takes, whose length counts prompt and window, or that the task allows."""
+    window = int(max(value_at(config.sampling.max_new_tokens, step) for step in range(config.steps + 1)))
+    engine = PromptLimit(
+        config.engine.max_length - window,
+        f"engine.max_length={config.engine.max_length} less sampling.max_new_tokens={window}",
+    )
+    return min(config.task.prompt_limit, engine, key=lambda limit: limit.num_tokens)
+
+
+def make_reference_check(config: RunConfig) -> ReferenceCheck:
+    """What a row's reference must be for the verifier of its task; a custom reward takes any."""
+    from rewards import code_tests, math_answer
+
+    checks = {"math": math_answer.check_reference, "code": code_tests.check_reference}
+
+    def check(task: str, reference: Any) -> None:
+        verifier = config.rewards.verifiers.get(task, config.rewards.default_verifier)
+        if verifier in checks:
+            checks[verifier](reference)
+
+    return check
 
 
 def make_tokenizer(config: RunConfig) -> Tokenizer:
@@ -133,17 +170,6 @@ def make_sampling(config: RunConfig, tokenizer: Tokenizer) -> Sampling:
             think_close_id=tokenizer.token_id("</think>"),
         )
     return config.sampling.at(tokens, max_new_tokens=1)
-
-
-def make_prompts(config: RunConfig, tokenizer: Tokenizer) -> PromptSource:
-    """The endless training stream."""
-    return prompt_source(config.task, tokenizer, config.seed)
-
-
-def make_eval_prompts(config: RunConfig, tokenizer: Tokenizer) -> list[Prompt]:
-    """Held-out prompts of every task. Their seed is fixed, so that runs with different seeds can be compared."""
-    sets: Mapping[str, Sequence[Prompt]] = eval_sets(config.task, tokenizer, config.evaluation.num_prompts, 0)
-    return [prompt for prompts in sets.values() for prompt in prompts]
 
 
 def make_demonstrations(config: RunConfig, tokenizer: Tokenizer) -> Callable[[int], list[Demonstration]]:

@@ -90,7 +90,7 @@ class CodeTests:
         The verdict is that of the first test that fails; SYSTEM_ERROR comes with the value NaN and is not remembered.
         Raises DataError when `reference` has no such form.
         """
-        _check_reference(reference)
+        check_reference(reference)
         source = find_program(text)
         if not source.strip():
             return Score(0.0, False, {"tests": 0.0}, Verdict.UNPARSEABLE, "no program")
@@ -165,6 +165,37 @@ class CodeTests:
         return _judge_results(execution, results, entry, [encode(test["returns"]) for test in tests])
 
 
+def check_reference(reference: Any) -> None:
+    """Raise DataError unless `reference` has one of the two forms at the head of this file."""
+    fault = _reference_fault(reference)
+    if fault:
+        raise DataError(f"the reference of a code task needs {fault}, got {_short(repr(reference))}")
+
+
+def _reference_fault(reference: Any) -> str:
+    """What the reference lacks; "" if nothing."""
+    if not isinstance(reference, Mapping):
+        return "to be an object with 'tests'"
+    keys = ("args", "returns") if "entry" in reference else ("stdin", "stdout")
+    tests = reference.get("tests")
+    if (
+        not _is_list(tests)
+        or not tests
+        or not all(isinstance(test, Mapping) and set(keys) <= set(test) for test in tests)
+    ):
+        return f"a non-empty list 'tests' of objects with {' and '.join(keys)}"
+    if "entry" not in reference:
+        texts = all(isinstance(test[key], str) for test in tests for key in keys)
+        return "" if texts else "strings as the stdin and stdout of its 'tests'"
+    if not isinstance(reference["entry"], str) or not reference["entry"].isidentifier():
+        return "the name of a function as 'entry'"
+    return "" if all(_is_list(test["args"]) for test in tests) else "a list as the args of each of its 'tests'"
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
 def find_program(text: str) -> str:
     """The program in a model's answer: its last complete ```python block, or all of it when there is none.
 
@@ -237,14 +268,3 @@ def _last_line(stderr: bytes) -> str:
 
 def _short(note: str) -> str:
     return note if len(note) <= _NOTE_CHARACTERS else note[: _NOTE_CHARACTERS - 3] + "..."
-
-
-def _check_reference(reference: Mapping[str, Any]) -> None:
-    tests = reference.get("tests") if isinstance(reference, Mapping) else None
-    keys = {"args", "returns"} if isinstance(reference, Mapping) and "entry" in reference else {"stdin", "stdout"}
-    is_list = isinstance(tests, Sequence) and not isinstance(tests, str) and len(tests) > 0
-    if not is_list or not all(isinstance(test, Mapping) and keys <= test.keys() for test in tests or ()):
-        raise DataError(
-            "the reference of a code task needs a non-empty list 'tests' of objects with "
-            f"{' and '.join(sorted(keys))}, got {_short(repr(reference))}"
-        )

@@ -4,7 +4,8 @@
     {"messages": [{"role": "user", "content": "What is 2+2?"}], "task": "math", "reference": "4", "id": "q17"}
 
 A row that cannot be used is logged with its file and line (JSONL, from 1) or row (the rest, from 1), counted, and
-left out; more than `max_bad_rows` of them end the run, because then the file is not what it was taken for.
+left out; more than `max_bad_rows` of them end the run, because then the file is not what it was taken for. What is
+not found here would end the run later: at the first draw of the row.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,9 @@ from cispo.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 ROLES = ("system", "user", "assistant", "tool")
+
+ReferenceCheck = Callable[[str, Any], None]
+"""check(task, reference) raises DataError or ValueError with the reason if the task's verifier has no use for it."""
 
 
 class PromptTokenizer(Protocol):
@@ -86,6 +90,25 @@ class FileConfig:
 
 
 @dataclass(frozen=True)
+class PromptLimit:
+    """How long a prompt may be.
+
+    Attributes:
+        num_tokens: of the longest prompt that is allowed.
+        setting: what the user changes to allow more, with its value: "task.max_prompt_tokens=1024".
+    """
+
+    num_tokens: int
+    setting: str
+
+    def fault(self, num_tokens: int) -> str:
+        """What is wrong with a prompt of so many tokens; "" if nothing."""
+        if 0 < num_tokens <= self.num_tokens:
+            return ""
+        return f"has {num_tokens} tokens, and 1 to {self.num_tokens} are allowed by {self.setting}"
+
+
+@dataclass(frozen=True)
 class Row:
     """One usable row: a prompt that is tokenised when it is drawn. `id` is unique in its file."""
 
@@ -106,10 +129,11 @@ def read_rows(
     *,
     split: str,
     task: str,
-    max_prompt_tokens: int,
+    limit: PromptLimit,
     max_bad_rows: int,
+    check_reference: ReferenceCheck | None = None,
 ) -> tuple[Row, ...]:
-    """Every usable row of `path`, in order.
+    """Every usable row of `path`, in order; without `check_reference` any reference will do.
 
     Raises DataError if the path is missing, cannot be read, has more than `max_bad_rows` bad rows or no good one.
     """
@@ -119,7 +143,8 @@ def read_rows(
     for place, record in _records(path, split):
         try:
             row = _row(_parsed(record), place, config, tokenizer, task)
-            _check_length(row.text, tokenizer, max_prompt_tokens)
+            _check_length(row.text, tokenizer, limit)
+            _check_reference(row, check_reference)
             if row.id in seen:
                 raise _BadRow(f"the id {row.id!r} was used before in this file")
         except _BadRow as fault:
@@ -282,13 +307,23 @@ def _optional_name(record: Mapping[str, Any], column: str) -> str:
     return str(value)
 
 
-def _check_length(text: str, tokenizer: PromptTokenizer, max_prompt_tokens: int) -> None:
+def _check_length(text: str, tokenizer: PromptTokenizer, limit: PromptLimit) -> None:
     try:
         num_tokens = len(tokenizer.encode(text))
     except ValueError as error:  # a character that the vocabulary lacks, or a lone surrogate
         raise _BadRow(f"the prompt cannot be tokenised: {error}") from error
-    if not 0 < num_tokens <= max_prompt_tokens:
-        raise _BadRow(f"the prompt has {num_tokens} tokens, allowed are 1 to max_prompt_tokens={max_prompt_tokens}")
+    fault = limit.fault(num_tokens)
+    if fault:
+        raise _BadRow(f"the prompt {fault}")
+
+
+def _check_reference(row: Row, check: ReferenceCheck | None) -> None:
+    if check is None:
+        return
+    try:
+        check(row.task, row.reference)
+    except (DataError, ValueError) as error:
+        raise _BadRow(f"the verifier of task {row.task!r} cannot use the reference: {error}") from error
 
 
 def _json(text: bytes, what: str) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cispo.errors import CheckpointError, DataError
 from cispo.types import Prompt
 from rollout.problem import Demonstration, Problem, Task
-from rollout.prompt_files import PromptTokenizer, Row
+from rollout.prompt_files import PromptLimit, PromptTokenizer, Row
 from rollout.seeding import Split, stable_rng, stable_uniform
 
 if TYPE_CHECKING:
@@ -27,11 +27,8 @@ MAX_REDRAWS = 10_000
 class ProceduralSource:
     """Prompts of one task from one side of the split; the k-th depends on (seed, k) alone."""
 
-    def __init__(
-        self, task: Task, split: Split, tokenizer: PromptTokenizer, seed: int, *, max_prompt_tokens: int
-    ) -> None:
-        self.task, self.split, self.tokenizer = task, split, tokenizer
-        self.max_prompt_tokens = max_prompt_tokens
+    def __init__(self, task: Task, split: Split, tokenizer: PromptTokenizer, seed: int, *, limit: PromptLimit) -> None:
+        self.task, self.split, self.tokenizer, self.limit = task, split, tokenizer, limit
         self.seed, self.count = seed, 0
 
     def next(self) -> Prompt:
@@ -42,7 +39,7 @@ class ProceduralSource:
             raise DataError(one_sided(self.task, self.split, "training"))
         prompt_id = f"{self.task.name}/train/{self.count:06d}"
         self.count += 1
-        return problem_prompt(prompt_id, self.task.name, problem, self.tokenizer, self.max_prompt_tokens)
+        return problem_prompt(prompt_id, self.task.name, problem, self.tokenizer, self.limit)
 
     def state(self) -> State:
         """Seed and count."""
@@ -171,16 +168,22 @@ def _choice(weights: Mapping[str, float], uniform: float) -> str:
 
 
 def problem_prompt(
-    prompt_id: str, task: str, problem: Problem, tokenizer: PromptTokenizer, max_prompt_tokens: int
+    prompt_id: str, task: str, problem: Problem, tokenizer: PromptTokenizer, limit: PromptLimit
 ) -> Prompt:
     """A problem with its tokens. Raises DataError if it has none or too many."""
     token_ids = tuple(tokenizer.encode(problem.text))
-    if not 0 < len(token_ids) <= max_prompt_tokens:
-        raise DataError(
-            f"Task {task!r} drew the prompt {problem.text!r} of {len(token_ids)} tokens, allowed are 1 to "
-            f"task.max_prompt_tokens={max_prompt_tokens}; raise the limit or make the task's problems shorter."
-        )
+    fault = limit.fault(len(token_ids))
+    if fault:
+        raise DataError(over_long(task, problem, fault))
     return Prompt(prompt_id, task, problem.text, token_ids, problem.reference)
+
+
+def over_long(task: str, problem: Problem, fault: str) -> str:
+    """The message of a task whose problem is too long a prompt, or none."""
+    return (
+        f"Task {task!r} drew the prompt {problem.text!r}, which {fault}; change that or make the task's problems "
+        "shorter."
+    )
 
 
 def row_prompt(prompt_id: str, row: Row, tokenizer: PromptTokenizer) -> Prompt:

@@ -3,6 +3,8 @@
     prompt_source(config, tokenizer, seed)        what training draws from
     demonstration_source(config, seed)            what the cold start learns from
     eval_sets(config, tokenizer, num, seed)       held-out prompts, never drawn by the other two
+    read_file_sets(config, tokenizer)             the rows of the files, for both of the above; read once
+    check_tasks(config, tokenizer, limit)         that the tasks' prompts are short enough
     task_words(config)                            strings that deserve a token of their own
 
 Every draw is a function of (seed, count), so a cursor is a few numbers and going on from it is exact and immediate.
@@ -11,23 +13,25 @@ Every draw is a function of (seed, count), so a cursor is a few numbers and goin
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cispo.errors import ConfigError, DataError
 from cispo.types import Prompt
 from rollout.problem import Problem, Task
-from rollout.prompt_files import FileConfig, PromptTokenizer, Row, read_rows
+from rollout.prompt_files import FileConfig, PromptLimit, PromptTokenizer, ReferenceCheck, Row, read_rows
 from rollout.prompt_sources import (
     DemonstrationSource,
     FileSource,
     MixtureSource,
     ProceduralSource,
     one_sided,
+    over_long,
     problem_prompt,
     redraws,
     row_prompt,
@@ -39,6 +43,16 @@ if TYPE_CHECKING:
     from cispo.protocols import PromptSource
 
 log = logging.getLogger(__name__)
+
+NUM_TRIALS = 256
+"""Problems of each task whose length is checked at the start. A text that is rarer is met when it is drawn."""
+
+
+class FileSet(NamedTuple):
+    """The rows of one set of files; a text is never on both sides."""
+
+    train: tuple[Row, ...]
+    held: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,8 @@ class TaskConfig:
         own: tasks of one's own by name: `path/to/file.py:Class` or `package.module:Class`.
         eval_fraction: share of all prompts that only evaluation sees, decided by a hash of the text.
         split_seed: another seed holds out other prompts.
-        max_prompt_tokens: a longer prompt is a bad row of a file, and an error of a task.
+        max_prompt_tokens: a longer prompt is a bad row of a file, and an error of a task. In a run, so is one that
+            leaves too little of engine.max_length for sampling.max_new_tokens.
         max_bad_rows: how many bad rows one file may have.
     """
 
@@ -91,6 +106,11 @@ class TaskConfig:
         """Training or evaluation, by the text of a prompt."""
         return Split(self.eval_fraction, self.split_seed)
 
+    @property
+    def prompt_limit(self) -> PromptLimit:
+        """The limit that is set here; an engine may have a lower one."""
+        return PromptLimit(self.max_prompt_tokens, f"task.max_prompt_tokens={self.max_prompt_tokens}")
+
 
 def _mixture_faults(name: str, weights: Mapping[str, float], known: tuple[str, ...]) -> Iterator[str]:
     for task, weight in weights.items():
@@ -104,17 +124,30 @@ def _mixture_faults(name: str, weights: Mapping[str, float], known: tuple[str, .
         yield f"task.{name} needs at least one task with a weight above 0, got {weights}."
 
 
-def prompt_source(config: TaskConfig, tokenizer: PromptTokenizer, seed: int) -> MixtureSource:
-    """The training prompts of `config`, as a PromptSource. Raises ConfigError or DataError before the first draw."""
+def prompt_source(
+    config: TaskConfig,
+    tokenizer: PromptTokenizer,
+    seed: int,
+    *,
+    file_sets: Mapping[str, FileSet] | None = None,
+    limit: PromptLimit | None = None,
+) -> MixtureSource:
+    """The training prompts of `config`, as a PromptSource. Raises ConfigError or DataError before the first draw.
+
+    Args:
+        config: the mixture.
+        tokenizer: of the policy.
+        seed: of all draws.
+        file_sets: what `read_file_sets` gave; None reads the files now.
+        limit: of the tasks' prompts; None is `config.prompt_limit`.
+    """
     weights = {name: weight for name, weight in config.mixture.items() if weight > 0}
     sources: dict[str, PromptSource] = {
-        name: ProceduralSource(task, config.split, tokenizer, seed, max_prompt_tokens=config.max_prompt_tokens)
+        name: ProceduralSource(task, config.split, tokenizer, seed, limit=limit or config.prompt_limit)
         for name, task in make_tasks(config, weights).items()
     }
-    for name in weights:
-        if name in config.files:
-            train, _ = read_file_set(name, config, tokenizer)
-            sources[name] = FileSource(name, train, tokenizer, seed)
+    for name, rows in (read_file_sets(config, tokenizer) if file_sets is None else file_sets).items():
+        sources[name] = FileSource(name, rows.train, tokenizer, seed)
     return MixtureSource({name: sources[name] for name in weights}, weights, seed)
 
 
@@ -130,39 +163,46 @@ def demonstration_source(config: TaskConfig, seed: int) -> DemonstrationSource:
     return DemonstrationSource(tasks, {name: weights[name] for name in tasks}, config.split, seed)
 
 
-def eval_sets(config: TaskConfig, tokenizer: PromptTokenizer, num: int, seed: int) -> dict[str, tuple[Prompt, ...]]:
+def eval_sets(
+    config: TaskConfig,
+    tokenizer: PromptTokenizer,
+    num: int,
+    seed: int,
+    *,
+    file_sets: Mapping[str, FileSet] | None = None,
+    limit: PromptLimit | None = None,
+) -> dict[str, tuple[Prompt, ...]]:
     """Up to `num` distinct held-out prompts for each task of the mixture, the same for the same seed.
 
-    A set is smaller where a task or a file has no more than that; raises DataError where it has none.
+    A set is smaller where a task or a file has no more than that; raises DataError where it has none. `file_sets` and
+    `limit` are as in `prompt_source`.
     """
     sets = {
-        name: eval_prompts(task, num, seed, config=config, tokenizer=tokenizer)
+        name: eval_prompts(task, num, seed, split=config.split, tokenizer=tokenizer, limit=limit or config.prompt_limit)
         for name, task in make_tasks(config, config.mixture).items()
     }
-    for name, weight in config.mixture.items():
-        if weight > 0 and name in config.files:
-            _, rows = read_file_set(name, config, tokenizer)
-            chosen = stable_rng("eval", name, seed).sample(rows, min(num, len(rows)))
-            sets[name] = tuple(row_prompt(f"{name}/eval/{row.id}", row, tokenizer) for row in chosen)
+    for name, rows in (read_file_sets(config, tokenizer) if file_sets is None else file_sets).items():
+        chosen = stable_rng("eval", name, seed).sample(rows.held, min(num, len(rows.held)))
+        sets[name] = tuple(row_prompt(f"{name}/eval/{row.id}", row, tokenizer) for row in chosen)
     return sets
 
 
 def eval_prompts(
-    task: Task, num: int, seed: int, *, config: TaskConfig, tokenizer: PromptTokenizer
+    task: Task, num: int, seed: int, *, split: Split, tokenizer: PromptTokenizer, limit: PromptLimit
 ) -> tuple[Prompt, ...]:
     """Up to `num` distinct held-out prompts of one task."""
     rng = stable_rng("eval", task.name, seed)
     problems: dict[str, Problem] = {}
     while len(problems) < num:
-        fresh = (p for p in redraws(task, rng) if p.text not in problems and config.split.holds_out(p.text))
+        fresh = (p for p in redraws(task, rng) if p.text not in problems and split.holds_out(p.text))
         problem = next(fresh, None)
         if problem is None:
             break
         problems[problem.text] = problem
     if not problems:
-        raise DataError(one_sided(task, config.split, "evaluation"))
+        raise DataError(one_sided(task, split, "evaluation"))
     return tuple(
-        problem_prompt(f"{task.name}/eval/{at:06d}", task.name, problem, tokenizer, config.max_prompt_tokens)
+        problem_prompt(f"{task.name}/eval/{at:06d}", task.name, problem, tokenizer, limit)
         for at, problem in enumerate(problems.values())
     )
 
@@ -173,22 +213,73 @@ def make_tasks(config: TaskConfig, weights: Mapping[str, float]) -> dict[str, Ta
     return {name: make_task(name, config.parameters, config.own) for name in names}
 
 
+def check_tasks(config: TaskConfig, tokenizer: PromptTokenizer, limit: PromptLimit) -> None:
+    """Raise ConfigError if one of the tasks of the mixture draws a prompt beyond `limit` in its first trials."""
+    faults = []
+    for name, task in make_tasks(config, config.mixture).items():
+        rng = stable_rng("trial", name)
+        trials = [task.problem(rng) for _ in range(NUM_TRIALS)]
+        lengths = [len(tokenizer.encode(trial.text)) for trial in trials]
+        longest = max(range(NUM_TRIALS), key=lengths.__getitem__)
+        fault = limit.fault(lengths[longest])
+        if fault:
+            faults.append(over_long(name, trials[longest], fault))
+    if faults:
+        raise ConfigError(*faults)
+
+
 def task_words(config: TaskConfig) -> tuple[str, ...]:
     """The strings that deserve a token of their own, over all procedural tasks, in a fixed order."""
     tasks = {**make_tasks(config, config.mixture), **make_tasks(config, config.demonstration_mixture)}
     return tuple(dict.fromkeys(word for task in tasks.values() for word in task.words()))
 
 
-def read_file_set(name: str, config: TaskConfig, tokenizer: PromptTokenizer) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """(training rows, held-out rows) of one set of files; a text is never on both sides.
+def read_file_sets(
+    config: TaskConfig,
+    tokenizer: PromptTokenizer,
+    *,
+    limit: PromptLimit | None = None,
+    check_reference: ReferenceCheck | None = None,
+) -> dict[str, FileSet]:
+    """The sets of files in the mixture, by name.
 
-    Raises DataError as read_rows does, and where a side is empty.
+    Args:
+        config: the mixture and its files.
+        tokenizer: measures the prompts.
+        limit: a longer prompt is a bad row; None is `config.prompt_limit`.
+        check_reference: a reference that it refuses is a bad row; None takes any.
+
+    Raises:
+        DataError: as read_rows does, and where a side of a set is empty.
     """
+    names = [name for name, weight in config.mixture.items() if weight > 0 and name in config.files]
+    return {
+        name: read_file_set(name, config, tokenizer, limit=limit, check_reference=check_reference) for name in names
+    }
+
+
+def read_file_set(
+    name: str,
+    config: TaskConfig,
+    tokenizer: PromptTokenizer,
+    *,
+    limit: PromptLimit | None = None,
+    check_reference: ReferenceCheck | None = None,
+) -> FileSet:
+    """One set of files; arguments and errors are those of `read_file_sets`."""
     files = config.files[name]
-    limits = {"max_prompt_tokens": config.max_prompt_tokens, "max_bad_rows": config.max_bad_rows}
-    rows = read_rows(Path(files.path), files, tokenizer, split=files.split, task=name, **limits)
+    read = functools.partial(
+        read_rows,
+        config=files,
+        tokenizer=tokenizer,
+        task=name,
+        limit=limit or config.prompt_limit,
+        max_bad_rows=config.max_bad_rows,
+        check_reference=check_reference,
+    )
+    rows = read(Path(files.path), split=files.split)
     if files.eval_path:
-        held = read_rows(Path(files.eval_path), files, tokenizer, split=files.eval_split, task=name, **limits)
+        held = read(Path(files.eval_path), split=files.eval_split)
     else:
         held = tuple(row for row in rows if config.split.holds_out(row.text))
     held_texts = {row.text for row in held}
@@ -202,4 +293,4 @@ def read_file_set(name: str, config: TaskConfig, tokenizer: PromptTokenizer) -> 
             f"The prompts {name!r} leave {len(train)} rows for training and {len(held)} for evaluation, and both need "
             f"some; change task.eval_fraction={config.eval_fraction} or task.files.{name}.eval_path."
         )
-    return train, held
+    return FileSet(train, held)

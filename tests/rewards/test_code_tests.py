@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cispo.errors import ConfigError, DataError
 from cispo.types import Verdict
 from rewards.code_harness import _literal, encode
-from rewards.code_tests import CodeTests, CodeTestsConfig, find_program, same_output
+from rewards.code_tests import CodeTests, CodeTestsConfig, check_reference, find_program, same_output
 from sandbox import Limits, Sandbox, SandboxPool
 
 LIMITS = Limits(cpu_seconds=0.5, wall_seconds=10, memory_bytes=96 << 20, output_bytes=100_000)
@@ -204,10 +204,22 @@ def test_a_reference_without_tests_is_a_data_error(pool):
         {"tests": []},
         {"tests": [{"stdin": "x"}]},
         {"entry": "f", "tests": [{"stdin": "", "stdout": ""}]},
+        {"entry": "f", "tests": [{"args": 5, "returns": 5}]},
+        {"entry": "f", "tests": [{"args": "ab", "returns": 5}]},
+        {"tests": [{"stdin": 5, "stdout": "5"}]},
+        {"tests": [{"stdin": "5", "stdout": None}]},
+        {"tests": ["5"]},
         "5",
     ):
         with pytest.raises(DataError, match="tests"):
             CodeTests(pool).score("print(1)", reference)
+        with pytest.raises(DataError, match="tests"):
+            check_reference(reference)
+    for name in (None, 5, "", "f(1)"):
+        with pytest.raises(DataError, match="name of a function"):
+            check_reference({"entry": name, "tests": ADD["tests"]})
+    for reference in (SUM, ADD):
+        check_reference(reference)
     with pytest.raises(ConfigError, match="credit"):
         CodeTestsConfig(credit="some")
 

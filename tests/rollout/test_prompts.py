@@ -15,8 +15,17 @@ from cispo.errors import CheckpointError, ConfigError, DataError
 from configs.strict import from_dict
 from rollout.chain_task import ChainConfig
 from rollout.program_task import ProgramConfig
-from rollout.prompt_files import FileConfig
-from rollout.prompts import TaskConfig, demonstration_source, eval_sets, prompt_source, read_file_set, task_words
+from rollout.prompt_files import FileConfig, PromptLimit
+from rollout.prompts import (
+    TaskConfig,
+    check_tasks,
+    demonstration_source,
+    eval_sets,
+    prompt_source,
+    read_file_set,
+    read_file_sets,
+    task_words,
+)
 from rollout.tasks import TaskParameters
 
 ROOT = Path(__file__).parents[2]
@@ -305,7 +314,9 @@ BAD = {
     '{"prompt": "2+2=", "reference": "4", "id": ""}': "'id' must be",
     '{"prompt": "2+2=", "reference": "4", "id": "first"}': "'first' was used before",
     '{"prompt": "caf\\u00e9", "reference": "4"}': "cannot be tokenised",
-    json.dumps({"prompt": "long " * 50, "reference": "4"}): "has 250 tokens, allowed are 1 to max_prompt_tokens=100",
+    json.dumps(
+        {"prompt": "long " * 50, "reference": "4"}
+    ): "has 250 tokens, and 1 to 100 are allowed by task.max_prompt_tokens=100",
     '{"messages": [], "reference": "4"}': "non-empty list",
     '{"messages": "hello", "reference": "4"}': "non-empty list",
     '{"messages": ["hello"], "reference": "4"}': "messages[0] must be {role, content}",
@@ -331,6 +342,49 @@ def test_a_bad_row_is_reported_with_its_line_and_skipped(tmp_path, caplog, line,
     with pytest.raises(DataError, match="max_bad_rows=0") as error:
         read_file_set("mine", file_config(path, max_bad_rows=0, max_prompt_tokens=100), TOKENIZER)
     assert said in str(error.value)
+
+
+def test_a_limit_from_elsewhere_is_named_in_the_reason(tmp_path, caplog):
+    path = write_jsonl(tmp_path / "rows.jsonl", [*questions(20), {"prompt": "x" * 81, "reference": "1"}])
+    limit = PromptLimit(80, "engine.max_length=128 less sampling.max_new_tokens=48")
+    train, held = read_file_set("mine", file_config(path), TOKENIZER, limit=limit)
+    assert len(train + held) == 20
+    said = "has 81 tokens, and 1 to 80 are allowed by engine.max_length=128 less sampling.max_new_tokens=48"
+    assert f"{path}:21: the prompt {said}" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [DataError, ValueError])
+def test_a_reference_that_the_verifier_refuses_is_a_bad_row(tmp_path, caplog, kind):
+    def check(task, reference):
+        if task == "math" and not isinstance(reference, str):
+            raise kind("needs a string")
+
+    unusable = [{"prompt": "bad", "reference": {"answer": 2}, "task": task} for task in ("math", "custom")]
+    path = write_jsonl(tmp_path / "rows.jsonl", [*questions(20), *unusable])
+    train, held = read_file_set("mine", file_config(path), TOKENIZER, check_reference=check)
+    assert [row.task for row in train + held].count("custom") == 1
+    assert len(train + held) == 21
+    assert f"{path}:21: the verifier of task 'math' cannot use the reference: needs a string" in caplog.text
+
+
+def test_files_that_were_read_are_not_read_again(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", questions(20))
+    config = file_config(path)
+    file_sets = read_file_sets(config, TOKENIZER)
+    wanted = draw(prompt_source(config, TOKENIZER, 1), 5), eval_sets(config, TOKENIZER, 3, 1)
+    path.unlink()
+    given = {"file_sets": file_sets}
+    assert (
+        draw(prompt_source(config, TOKENIZER, 1, **given), 5),
+        eval_sets(config, TOKENIZER, 3, 1, **given),
+    ) == wanted
+
+
+def test_only_files_of_the_mixture_are_read(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", questions(20))
+    files = {"mine": FileConfig(str(path)), "other": FileConfig("/nowhere.jsonl")}
+    config = TaskConfig(mixture={"chain": 1.0, "mine": 1.0, "other": 0.0}, files=files)
+    assert set(read_file_sets(config, TOKENIZER)) == {"mine"}
 
 
 def test_bytes_that_are_not_utf8_are_a_bad_row(tmp_path, caplog):
@@ -418,6 +472,18 @@ def test_all_faults_are_told_at_once():
 def test_a_prompt_beyond_the_limit_is_an_error_of_the_task():
     with pytest.raises(DataError, match="max_prompt_tokens=3"):
         prompt_source(TaskConfig(max_prompt_tokens=3), TOKENIZER, 1).next()
+
+
+def test_tasks_beyond_the_limit_are_refused_at_the_start_all_at_once():
+    config = TaskConfig(mixture={"chain": 1.0, "sort": 1.0, "program": 0.0})
+    check_tasks(config, TOKENIZER, PromptLimit(11, "x=11"))  # "sort:12345=" and shorter "0-2+2-1+1="
+    with pytest.raises(ConfigError) as error:
+        check_tasks(config, TOKENIZER, PromptLimit(9, "x=9"))
+    assert [("has 10 tokens" in fault, "has 11 tokens" in fault) for fault in error.value.faults] == [
+        (True, False),
+        (False, True),
+    ]
+    assert "1 to 9 are allowed by x=9" in str(error.value)
 
 
 def test_the_cold_start_of_files_alone_is_refused(tmp_path):
