@@ -21,10 +21,12 @@ _REPEATED_FACTORIAL = re.compile(r"!\s*[)}\]]+\s*!")
 
 @dataclass(frozen=True)
 class AnswerLimits:
-    """Attributes:
-    max_characters: length of the answer.
-    max_nesting: depth of braces, brackets and parentheses.
-    max_digits: digits of any integer that the answer spells, as a literal, a power or a factorial.
+    """The largest answer that is parsed at all.
+
+    Attributes:
+        max_characters: length of the answer.
+        max_nesting: depth of braces, brackets and parentheses.
+        max_digits: digits of any integer that the answer spells, as a literal, a power or a factorial.
     """
 
     max_characters: int = 512

@@ -3,7 +3,7 @@
 Symbolic graders hang, blow up in memory and crash on what a model writes, their own timeouts need the main thread
 (SIGALRM), and a thread cannot be killed. So a request goes to a process, one at a time, and a process that is late is
 killed and replaced. Safe to use from many threads and inside a Ray actor: workers are fresh interpreters
-(`rewards.grader_worker`), never forks, and start when first needed.
+(`rewards.grader_worker`), never forks, and start when first needed; `start` brings the first one forward.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from cispo.errors import ConfigError
+from cispo.errors import ConfigError, RewardError
 
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class GraderPoolConfig:
-    """Attributes:
-    size: worker processes at most; they start one by one as calls overlap.
-    deadline_seconds: wall time of one call, after which its worker is killed.
-    start_seconds: wall time that a worker may take to import its function.
-    memory_mb: address space of a worker, in MiB.
-    tries: how often a request is given to a worker before its failure is final; each time it is a fresh one.
+    """How many workers a pool has, and what each may spend.
+
+    Attributes:
+        size: worker processes at most; they start one by one as calls overlap.
+        deadline_seconds: wall time of one call, after which its worker is killed.
+        start_seconds: wall time that a worker may take to import its function.
+        memory_mb: address space of a worker, in MiB.
+        tries: how often a request is given to a worker before its failure is final; each time it is a fresh one.
     """
 
     size: int = 2
@@ -72,6 +74,7 @@ class GraderPool:
     """Calls `function_path` ("module:function", JSON in, JSON out) in up to `config.size` processes."""
 
     def __init__(self, function_path: str, config: GraderPoolConfig) -> None:
+        self._function_path = function_path
         self._config = config
         self._closed = threading.Event()
         self._workers = [_Worker(function_path, config) for _ in range(config.size)]
@@ -79,6 +82,23 @@ class GraderPool:
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for worker in reversed(self._workers):
             self._idle.put(worker)
+
+    def start(self) -> None:
+        """Start the first worker now and wait until it is ready; does nothing once one lives or after `close`.
+
+        Raises:
+            RewardError: it cannot start; the message has the reason.
+        """
+        worker = self._idle.get()
+        try:
+            failure = worker.start()
+        finally:
+            self._idle.put(worker)
+        if failure is not None and not self._closed.is_set():
+            raise RewardError(
+                f"The grader process for {self._function_path} must start, because without it only plain numbers and "
+                f"words can be graded, but {failure.note}; mend the installation or raise the limits of its pool."
+            )
 
     def call(self, request: Any) -> Outcome:
         """Wait for an idle worker, then at most `tries` x `deadline_seconds` for the outcome. Never raises."""
@@ -129,11 +149,10 @@ class _Worker:
 
     def call(self, request: Any) -> Outcome:
         """One try on a live process; whatever fails leaves the slot without one."""
+        failure = self.start()
+        if failure is not None:
+            return failure
         try:
-            if self.pid is None:
-                failure = self._start()
-                if failure is not None:
-                    return failure
             seconds = self._config.deadline_seconds
             self._write({"request": request, "seconds": seconds})
             reply = self._read(seconds)
@@ -145,6 +164,16 @@ class _Worker:
         if "value" in reply:
             return Outcome(Ending.ANSWERED, value=reply["value"])
         return Outcome(Ending.RAISED, note=reply["failed"])
+
+    def start(self) -> Outcome | None:
+        """See that there is a live process; the outcome if that fails, UNAVAILABLE whatever the reason."""
+        if self.pid is not None:
+            return None
+        try:
+            return self._start()
+        except OSError as error:  # no request was there, so its death says nothing of one
+            why = self._end(error).note if self._process is not None else str(error)
+            return Outcome(Ending.UNAVAILABLE, note=f"grader worker did not start: {why}")
 
     def doom(self) -> None:
         """Kill the process and let no other be born."""
@@ -224,7 +253,7 @@ class _Worker:
         """What the death of the process means: its own crash is the request's doing, a stranger's SIGKILL is not."""
         process = self._process
         if process is None:
-            return Outcome(Ending.UNAVAILABLE, note=f"grader worker did not start: {error}")
+            return Outcome(Ending.UNAVAILABLE, note=f"grader worker is gone: {error}")
         code: int | None
         try:
             code = process.wait(timeout=1.0)

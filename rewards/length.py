@@ -14,10 +14,12 @@ from cispo.types import StopReason
 
 @dataclass(frozen=True)
 class SoftOverlongConfig:
-    """Attributes:
-    limit_tokens: action tokens at which the penalty is -1; 0 switches the part off.
-    buffer_tokens: the penalty begins this many tokens before the limit.
-    repetition_counts_as_truncated: a trajectory that the repetition rule ended pays -1 as one cut off does.
+    """From which length a trajectory pays.
+
+    Attributes:
+        limit_tokens: action tokens at which the penalty is -1; 0 switches the part off.
+        buffer_tokens: the penalty begins this many tokens before the limit.
+        repetition_counts_as_truncated: a trajectory that the repetition rule ended pays -1 as one cut off does.
     """
 
     limit_tokens: int = 0

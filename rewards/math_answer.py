@@ -2,8 +2,8 @@ r"""Grades the final answer of a mathematical task: `MathAnswer().score(text, re
 
 The answer is the content of the last complete `\boxed{}` after the think block. Integers, decimals, fractions and
 plain words are compared exactly in this process, in microseconds; everything else goes to math-verify in a killable
-worker process, which is started only then. Nothing that the model writes makes `score` raise or hang: it becomes a
-verdict. The rules and the reasons are in docs/rewards.md.
+worker process, which starts then or with `start`. Nothing that the model writes makes `score` raise or hang: it
+becomes a verdict. The rules and the reasons are in docs/rewards.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cispo.types import Score, Verdict
 from rewards.answer_format import answer_text, last_box
 from rewards.answer_limits import AnswerLimits, too_big
 from rewards.grader_pool import Ending, GraderPool, GraderPoolConfig
-from rewards.numerals import parse_numeral
+from rewards.numerals import is_arithmetic, parse_numeral
 
 _WRAPPED = re.compile(r"\$(.+)\$|\\\((.+)\\\)|\\\[(.+)\\\]", re.DOTALL)
 _DECORATION = re.compile(r"^\\?\$\s*|\s*(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°)$")
@@ -33,10 +33,12 @@ _NO_SOLUTION = frozenset(
 
 @dataclass(frozen=True)
 class MathAnswerConfig:
-    """Attributes:
-    answer_is_boxed: the answer is in a box; if False, all the text after the think block is the answer.
-    limits: sizes above which an answer is refused without being parsed.
-    pool: the worker processes that grade what is not a plain number or word.
+    """Where the answer is, and what is spent on comparing it.
+
+    Attributes:
+        answer_is_boxed: the answer is in a box; if False, all the text after the think block is the answer.
+        limits: sizes above which an answer is refused without being parsed.
+        pool: the worker processes that grade what is not a plain number or word.
     """
 
     answer_is_boxed: bool = True
@@ -50,6 +52,14 @@ class MathAnswer:
     def __init__(self, config: MathAnswerConfig | None = None) -> None:
         self._config = config or MathAnswerConfig()
         self._pool = GraderPool("rewards.math_equivalence:compare", self._config.pool)
+
+    def start(self) -> None:
+        """Start the first grader process; takes as long as importing sympy.
+
+        Raises:
+            RewardError: it cannot start, for instance because math-verify cannot be imported.
+        """
+        self._pool.start()
 
     def score(self, text: str, reference: Any) -> Score:
         """Grade one text.
@@ -70,6 +80,8 @@ class MathAnswer:
         if answer is None:
             return _score(Verdict.UNPARSEABLE, f"expected {gold}, got no answer in the required form")
         verdict, why = self._grade(gold, _unwrap(answer))
+        if verdict is Verdict.SYSTEM_ERROR:
+            return _score(verdict, why)  # the same for every answer, so that it is logged once
         note = f"expected {gold}, got {answer[:80]}"
         return _score(verdict, f"{note} ({why})" if why else note)
 
@@ -95,6 +107,9 @@ class MathAnswer:
             same = _same_words(gold, answer)
         if same is not None:
             return Verdict.CORRECT if same else Verdict.WRONG, ""
+        if _number(gold) is not None and is_arithmetic(answer):
+            # math-verify would work it out, so that copying the question 3+2-1= would pay.
+            return Verdict.WRONG, "an arithmetic that is not worked out is no answer where a number is asked for"
         if too_big(gold, self._config.limits) is not None:
             return Verdict.WRONG, "the reference is too big to be compared but literally"
         outcome = self._pool.call({"gold": gold, "answer": answer})

@@ -6,12 +6,15 @@ microseconds and compared exactly, so `123456789012345678` is not `1234567890123
 Policy where notations clash: `1,000`, `1{,}000` and `1\,000` are one thousand; `3,14` is not a decimal and `1 2` is
 not twelve (both are no numerals at all); `03` is 3, `- 1` is -1, `1e3` is 1000; `1\frac12` and `1 1/2` are 3/2;
 `0.\overline{3}` is 1/3.
+
+Also here: whether an answer is an arithmetic that nobody worked out, `3+2-1`, which no numeral is answered by.
 """
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 
 _MAX_DIGITS = 1000
 _MAX_EXPONENT = 100
@@ -31,6 +34,46 @@ _FRACTION = re.compile(
     r"|(?P<over>\d+)\s*/\s*(?P<under>\d+))",
     re.ASCII,
 )
+
+_INVISIBLE = re.compile(
+    r"\\text\w*\s*\{(?:[^\W\d]|[\s.])*\}|\{[\s{}]*\}"  # units, words, empty groups
+    r"|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|q?quad|math(?:rm|bf|it)|text\w*|limits)(?![A-Za-z])"
+    r"|\\[,;:!>\s$%]|[\s~$%\u00b0]|\^\{?\\circ\}?"
+)
+_SCIENTIFIC = re.compile(r"\d+(?:\.\d+)?(?:\\times|\\cdot|[×·*])10\^(?:\{[-−]?\d+\}|\d)")
+_OPERATOR = r"(?:[-+−–*∗×·÷/]|\\(?:cdot|times|div|ast|[bp]?mod(?![A-Za-z])))"
+_OPENING = r"(?:[(\[{|+−-]|\\[A-Za-z]+)*"
+_CLOSING = r"(?:[)\]}|!]|\\(?:factorial|r?vert|rfloor|rceil))*"
+_BETWEEN_NUMERALS = re.compile(rf"[\d.]{_CLOSING}({_OPERATOR})(?={_OPENING}[\d.])")
+_EQUALS = re.compile(r"=|\\equiv|\\approx")
+_PLAIN_FRACTION = re.compile(r"(?<![\d.])[-+−]?\d+/\d+(?![\d.])")
+_NOTATION = re.compile(rf"{_OPERATOR}|\\(?:[dtc]?frac|sqrt)")
+
+
+def is_arithmetic(latex: str) -> bool:
+    r"""Whether numerals are joined by + - * / or = instead of being worked out: `3+2-1`, `(5+2)=7`, `x=2\cdot3`.
+
+    Not so are one fraction of integers, 1/2, scientific notation, 3\times10^5, a power, a root, a factorial or a
+    function of a number, and an equation whose other side has a letter, x_1=5.
+    """
+    bare = _SCIENTIFIC.sub("1", _INVISIBLE.sub("", latex))
+    sides = _EQUALS.split(bare)
+    return any(map(_joins_numerals, sides)) or any(
+        _is_number(left) and _is_number(right) for left, right in pairwise(sides)
+    )
+
+
+def _joins_numerals(side: str) -> bool:
+    operators = _BETWEEN_NUMERALS.findall(side)
+    if operators == ["/"]:
+        return _PLAIN_FRACTION.search(re.sub(r"[()\[\]{}]", "", side)) is None
+    return bool(operators)
+
+
+def _is_number(side: str) -> bool:
+    """Digits, and neither a letter nor the name of one or of a function."""
+    plain = _NOTATION.sub("", side)
+    return re.search(r"\d", plain) is not None and re.search(r"[^\W\d_]", plain) is None
 
 
 def parse_numeral(text: str) -> Fraction | None:

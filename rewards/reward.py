@@ -9,9 +9,11 @@ sampling. A system error says nothing about the model: it is retried, then the s
 
 from __future__ import annotations
 
+import logging
 import math
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,12 +22,14 @@ from cispo.types import Prompt, Score, Trajectory, Verdict
 from rewards.answer_format import OPEN, well_formed
 from rewards.code_tests import CodeTestsConfig
 from rewards.custom import CustomReward
+from rewards.daemon_threads import DaemonThreads
 from rewards.length import SoftOverlongConfig, overlong_penalty
 from rewards.math_answer import MathAnswerConfig
 
 CUSTOM = "custom"
 """As the verifier of a task: the custom reward's own "answer" part decides whether it is solved."""
 
+_log = logging.getLogger(__name__)
 _BUILT_IN_PARTS = ("answer", "format", "length")
 
 
@@ -44,19 +48,29 @@ class Closable(Protocol):
         """End them."""
 
 
+@runtime_checkable
+class Startable(Protocol):
+    """A verifier that can tell before its first score whether it will work."""
+
+    def start(self) -> None:
+        """Bring up what scores need; raises RewardError if that fails. Harmless after `close`."""
+
+
 @dataclass(frozen=True)
 class RewardsConfig:
-    """Attributes:
-    verifiers: verifier of each task by name: "math", "code" or "custom".
-    default_verifier: verifier of a task that `verifiers` does not name.
-    weights: weight of each part in the sum; a custom part that is not named here weighs 1. An omitted built-in
-        part weighs 0: it is logged and not learnt from.
-    soft_overlong: the length part; without a limit there is none.
-    math: the math verifier.
-    code: the code verifier.
-    custom: "path/to/file.py:function", or "" for none.
-    retries: how often a trajectory is scored again after a system error before it is masked.
-    num_threads: trajectories scored at once; threads wait, the work is done in other processes.
+    """What a trajectory is paid for, and by whom it is judged.
+
+    Attributes:
+        verifiers: verifier of each task by name: "math", "code" or "custom".
+        default_verifier: verifier of a task that `verifiers` does not name.
+        weights: weight of each part in the sum; a custom part that is not named here weighs 1. An omitted built-in
+            part weighs 0: it is logged and not learnt from.
+        soft_overlong: the length part; without a limit there is none.
+        math: the math verifier.
+        code: the code verifier.
+        custom: "path/to/file.py:function", or "" for none.
+        retries: how often a trajectory is scored again after a system error before it is masked.
+        num_threads: trajectories scored at once; threads wait, the work is done in other processes.
     """
 
     verifiers: dict[str, str] = field(default_factory=dict)
@@ -118,7 +132,16 @@ class Rewards:
                 f"{', '.join(sorted({*verifiers, CUSTOM}))}; correct the name."
             )
         self._custom = CustomReward(config.custom) if config.custom else None
-        self._threads = ThreadPoolExecutor(config.num_threads, thread_name_prefix="rewards")
+        self._threads = DaemonThreads(config.num_threads, "rewards")
+        self._start_fault: Exception | None = None
+        self._logged: set[str] = set()
+
+    def start(self) -> None:
+        """Bring up the verifiers that the configuration names, in the background; returns at once.
+
+        If one cannot start, scores that begin after that raise RewardError with the reason.
+        """
+        threading.Thread(target=self._start_verifiers, name="rewards-start", daemon=True).start()
 
     def submit(self, prompt: Prompt, trajectory: Trajectory, text: str) -> Future[Score]:
         """Begin to score; `text` is the decoded action tokens.
@@ -128,16 +151,27 @@ class Rewards:
         return self._threads.submit(self._score, prompt, trajectory, text)
 
     def close(self) -> None:
-        """End the threads and the verifiers' processes; what was not begun is cancelled."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """End the verifiers' processes and cancel what was not begun. A thread that hangs is not waited for."""
+        self._threads.close()
         for verifier in self._verifiers.values():
             if isinstance(verifier, Closable):
                 verifier.close()
         for resource in self._owned:
             resource.close()
-        self._threads.shutdown(wait=True)
+
+    def _start_verifiers(self) -> None:
+        for name in {self._config.default_verifier, *self._config.verifiers.values()} - {CUSTOM}:
+            verifier = self._verifiers[name]
+            try:
+                if isinstance(verifier, Startable):
+                    verifier.start()
+            except Exception as error:  # nobody waits for this thread: the next score tells
+                self._start_fault = error
+                return
 
     def _score(self, prompt: Prompt, trajectory: Trajectory, text: str) -> Score:
+        if self._start_fault is not None:
+            raise RewardError(str(self._start_fault)) from self._start_fault
         # A chat template may have opened the think block already; put back, the text says so by itself.
         whole = OPEN + text if prompt.text.rstrip().endswith(OPEN) else text
         name = self._config.verifiers.get(prompt.task, self._config.default_verifier)
@@ -146,9 +180,16 @@ class Rewards:
             return self._sum(form | self._custom_parts(prompt, trajectory, text, None), None)
         verified = self._verify(self._verifiers[name], prompt, whole)
         if not verified.usable:
+            self._log_once(f"A score ended in a system error and is masked: {verified.note}")
             return Score(float("nan"), correct=False, parts=form, verdict=verified.verdict, note=verified.note)
         custom = self._custom_parts(prompt, trajectory, text, verified)
         return self._sum({"answer": verified.value} | form | custom, verified)
+
+    def _log_once(self, message: str) -> None:
+        # What close cut off is no news. A race of two threads writes a line twice, no more.
+        if message not in self._logged and not self._threads.closed:
+            self._logged.add(message)
+            _log.warning(message)
 
     def _form_parts(self, trajectory: Trajectory, whole: str, *, boxed: bool) -> dict[str, float]:
         parts = {"format": well_formed(whole, boxed=boxed)}

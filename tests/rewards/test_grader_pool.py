@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cispo.errors import ConfigError
+from cispo.errors import ConfigError, RewardError
 from rewards.grader_pool import Ending, GraderPool, GraderPoolConfig
 
 FAST = GraderPoolConfig(size=1, deadline_seconds=1.0, tries=2)
@@ -142,6 +142,20 @@ def test_worker_that_cannot_start_says_why(pools):
     outcome = pools(PATIENT, "no_such_module:function").call("1")
     assert outcome.ending is Ending.UNAVAILABLE
     assert "no_such_module" in outcome.note
+
+
+def test_start_that_fails_raises_the_reason(pools):
+    with pytest.raises(RewardError, match="no_such_module"):
+        pools(PATIENT, "no_such_module:function").start()
+
+
+def test_death_during_the_start_is_no_fault_of_the_request(pools, tmp_path, monkeypatch):
+    (tmp_path / "dies_when_imported.py").write_text("import os\nos._exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    pool = pools(PATIENT, "dies_when_imported:function")
+    with pytest.raises(RewardError, match="exit status 3"):
+        pool.start()
+    assert pool.call("1").ending is Ending.UNAVAILABLE
 
 
 def test_many_threads_get_their_own_answers(pools):

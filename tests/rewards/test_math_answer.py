@@ -1,5 +1,6 @@
 """The math verifier against a table of hard cases, both ways round, and against hostile answers."""
 
+import random
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
@@ -7,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cispo.errors import ConfigError, DataError
+from cispo.errors import ConfigError, DataError, RewardError
 from cispo.types import Verdict
 from rewards.answer_limits import AnswerLimits, too_big
 from rewards.grader_pool import GraderPoolConfig
 from rewards.math_answer import MathAnswer, MathAnswerConfig
+from rollout.chain_task import ChainTask
 
 # (reference, answer, are they the same)
 HARD_CASES = [
@@ -116,6 +118,9 @@ FURTHER_CASES = [
     (r"0.1x+0.2x", r"0.3x", True),  # a decimal is no binary float
     (r"\sqrt{0.3}", r"\sqrt{\frac{3}{10}}", True),
     (r"0.3\pi", r"\frac{3\pi}{10}", True),
+    (r"300000", r"3\times10^{5}", True),  # scientific notation is a value
+    (r"0.5", r"x=1/2", True),
+    (r"5", r"x_1=5", True),
     (r"(0.1,0.2)", r"(\frac{1}{10},\frac15)", True),
 ]
 
@@ -263,6 +268,48 @@ def test_hostile_value_ends_at_the_deadline():
 )
 def test_naming_several_values_or_none_does_not_pay(grader, gold, hedge):
     assert not grader.score(boxed(hedge.replace("@", gold)), gold).correct
+
+
+def test_copying_the_question_is_wrong(unstarted):
+    """Nor does it cost a process: else most answers of an unskilled policy would."""
+    task, rng = ChainTask(), random.Random(0)
+    problems = [task.problem(rng) for _ in range(60)]
+    for problem in problems:
+        score = unstarted.score(boxed(problem.text[:-1]), problem.reference)
+        assert (score.verdict, score.value) == (Verdict.WRONG, 0.0), (problem, score)
+        assert "not worked out" in score.note
+
+
+@pytest.mark.parametrize("answer", ["2+5", "5+2=7", "7=7", "x=5+2", r"\left(9-2\right)", r"7\cdot 1", r"\frac{3+4}{1}"])
+@pytest.mark.parametrize("gold", ["7", 7, "7.0", r"\frac{14}{2}", r"7\%"])
+def test_a_number_is_not_answered_by_an_arithmetic(unstarted, gold, answer):
+    assert unstarted.score(boxed(answer), gold).verdict is Verdict.WRONG
+
+
+def test_an_expression_may_be_answered_by_an_arithmetic(grader):
+    assert grader.score(boxed(r"1+2+\sqrt2"), r"3+\sqrt2").correct
+
+
+def test_start_brings_up_one_process_that_the_first_answer_uses():
+    verifier = MathAnswer()
+    verifier.start()
+    pids = verifier._pool.pids
+    assert len(pids) == 1
+    assert verifier.score(boxed(r"\sqrt{4}"), "2").correct
+    assert verifier._pool.pids == pids
+    verifier.close()
+    verifier.start()  # as at a close while the run is still starting
+    assert verifier._pool.pids == ()
+
+
+def test_start_that_takes_too_long_is_an_error_and_so_are_the_scores():
+    verifier = MathAnswer(MathAnswerConfig(pool=GraderPoolConfig(start_seconds=0.01)))
+    with pytest.raises(RewardError, match=r"math_equivalence.*not ready within 0.01 seconds"):
+        verifier.start()
+    scores = [verifier.score(boxed(answer), "2") for answer in (r"\sqrt{4}", r"\sqrt{9}")]
+    verifier.close()
+    assert {score.verdict for score in scores} == {Verdict.SYSTEM_ERROR}
+    assert len({score.note for score in scores}) == 1, "one reason is one note, whatever the answer"
 
 
 def test_answer_is_never_run_as_python(grader, tmp_path):

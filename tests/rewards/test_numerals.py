@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.numerals import parse_numeral
+from rewards.numerals import is_arithmetic, parse_numeral
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,43 @@ def test_fraction_reads_back(value):
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**9), max_value=10**9, places=6))
 def test_decimal_reads_back_exactly(value):
     assert parse_numeral(f"{value:f}") == Fraction(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["3+2-1", "0-1", "3 - (-1)", "3--1", "4-0.0", "3+.5", "12.5/2.5", "1/2/3", "3!-2", "|3|+|1|", "3+0x+1", "5−2"]
+    + ["(3+2-1)", "{3}+{1}", "3{{}}+1", r"\left(3+1\right)", r"\frac{3+1}{1}", r"\sqrt{(3+1)^2}", r"3+\sqrt{1}"]
+    + [r"3\text{ }+1", r"\text{3}+1", r"3+\mbox{1}", r"\$3+\$1", r"10\%+5", r"3\,+\,1", r"2\times10^5+1"]
+    + [r"3\cdot 2", r"6\div1", r"7\mod 5", "5=5", "5+2=7", "7=5+2", "x=3+1", "x=5=3+2", r"5\equiv5", r"\sqrt{49}=7"],
+)
+def test_arithmetic_that_is_not_worked_out(text):
+    assert is_arithmetic(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["5", "-(-5)", "1e3", "1/2", "-1/2", "(1/2)", "x=1/2", "x=5", "x_1=5", "f(2)=5", "1:2", "1,2", "6_{7}", "10!"]
+    + [r"\frac{1}{2}", r"\frac{3}{-1.5}", r"-\frac{7}{3}", r"2\frac{1}{3}", r"10\%", r"\pm2", r"1/2\text{ cm}"]
+    + ["10^{3}", "2^{-1}", r"3\times10^{5}", r"1.5 \cdot 10^{-3}", r"\sqrt{16}", r"2\sqrt{4}", r"\sqrt[3]{8}"]
+    + [
+        r"\log_{2}(8)",
+        r"\sin(\pi/6)",
+        r"\cos^2x+\sin^2x",
+        r"e^{i\pi}",
+        "i^2",
+        "",
+        "+",
+        "=",
+        "=5",
+        r"\theta=5",
+        r"\alpha_1=5",
+    ],
+)
+def test_value_in_closed_form_is_no_arithmetic(text):
+    assert not is_arithmetic(text)
+
+
+@given(st.lists(st.integers(-99, 99), min_size=2, max_size=5), st.sampled_from(["+", "-", "*", r"\cdot ", "="]))
+def test_numerals_joined_by_an_operator_are_arithmetic_and_each_alone_is_not(numerals, operator):
+    assert is_arithmetic(operator.join(map(str, numerals)))
+    assert not any(is_arithmetic(str(numeral)) for numeral in numerals)

@@ -1,7 +1,12 @@
 """The weighted sum by hand, verdicts, retries, and the trajectory that is truncated."""
 
+import logging
 import math
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,6 +151,61 @@ def test_lasting_system_error_is_nan_and_never_zero(rewards, fault):
     assert "no" in result.note
 
 
+def test_system_error_is_logged_once_for_each_reason(rewards, caplog):
+    other = Score(math.nan, False, {}, Verdict.SYSTEM_ERROR, "no disk")
+    scorer = rewards(RewardsConfig(default_verifier="code", retries=0), code=Scripted(BROKEN, BROKEN, other))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(4):
+            score(scorer, "x")
+    notes = [record.getMessage().rpartition(": ")[2] for record in caplog.records if record.name == "rewards.reward"]
+    assert notes == ["no sandbox", "no disk"]
+
+
+class Starting(Scripted):
+    """A verifier whose start waits for the gate and then raises what it was given."""
+
+    def __init__(self, fault=None):
+        super().__init__(SOLVED)
+        self.gate, self.ended, self.fault = threading.Event(), threading.Event(), fault
+
+    def start(self):
+        assert self.gate.wait(60)
+        self.ended.set()
+        if self.fault is not None:
+            raise self.fault
+
+
+def test_start_does_not_delay_the_scores(rewards):
+    code = Starting()
+    scorer = rewards(RewardsConfig(default_verifier="code", num_threads=1), code=code)
+    scorer.start()
+    assert score(scorer, "x").correct
+    assert not code.ended.is_set()
+    code.gate.set()
+    assert code.ended.wait(60)
+
+
+def test_verifier_that_cannot_start_ends_the_run_with_the_reason(rewards):
+    code = Starting(RewardError("no module named math_verify"))
+    scorer = rewards(RewardsConfig(default_verifier="code"), code=code)
+    scorer.start()
+    code.gate.set()
+    for thread in threading.enumerate():
+        if thread.name == "rewards-start":
+            thread.join(60)
+    with pytest.raises(RewardError, match="no module named math_verify"):
+        score(scorer, "x")
+
+
+def test_verifier_that_no_task_names_is_not_started(rewards):
+    code, idle = Starting(), Starting()
+    code.gate.set()
+    scorer = rewards(RewardsConfig(default_verifier="code"), code=code, idle=idle)
+    scorer.start()
+    assert code.ended.wait(60)
+    assert not idle.ended.is_set()
+
+
 @pytest.mark.parametrize("verdict", [Verdict.GRADER_TIMEOUT, Verdict.TIME_LIMIT, Verdict.UNPARSEABLE])
 def test_other_verdicts_are_the_model_s_and_not_retried(rewards, verdict):
     code = Scripted(Score(0.0, False, {"answer": 0.0}, verdict))
@@ -185,6 +245,46 @@ def test_integer_run_never_starts_a_process(rewards):
     futures = [scorer.submit(prompt(), trajectory(), f"\\boxed{{{n}}}") for n in range(20)]
     assert [future.result(timeout=60).correct for future in futures] == [n == 2 for n in range(20)]
     assert verifier._pool.pids == ()
+
+
+def test_reward_that_never_returns_holds_up_neither_close_nor_the_end_of_the_process(tmp_path):
+    """The limit below is there for the test to fail by: the reward sleeps for ten minutes."""
+    (tmp_path / "hanging.py").write_text(
+        "import time\n\ndef reward(prompt, text, reference, **info):\n    time.sleep(600)\n    return 0.0\n"
+    )
+    reward = f"{tmp_path / 'hanging.py'}:reward"
+    program = f"""
+import numpy as np
+from cispo.types import Prompt, StopReason, Trajectory
+from rewards.math_answer import MathAnswer
+from rewards.reward import Rewards, RewardsConfig
+
+scorer = Rewards(RewardsConfig(custom={reward!r}, num_threads=1), {{"math": MathAnswer()}})
+mask = np.array([False, True])
+trajectory = Trajectory(np.ones(2, np.int64), mask, np.zeros(2, np.float32), mask - 1, StopReason.STOP)
+prompt = Prompt(id="sum/0", task="sum", text="1+1=", token_ids=(1,), reference="2")
+hanging, waiting = [scorer.submit(prompt, trajectory, "x") for _ in range(2)]
+while not hanging.running():
+    pass
+scorer.close()
+print(hanging.done(), waiting.cancelled())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert (ended.returncode, ended.stdout.strip()) == (0, "False True"), ended.stderr
+
+
+def test_nothing_is_scored_after_close(rewards):
+    scorer = rewards(RewardsConfig())
+    scorer.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        scorer.submit(prompt(), trajectory(), "x")
+    scorer.close()
 
 
 def test_close_closes_the_verifiers():
