@@ -133,13 +133,15 @@ class HybridConfig:
                 f"config.json lacks {', '.join(missing)}, without which no model can be built; "
                 "use the config.json that belongs to the weights."
             )
-        head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
+        head_dim, rotary_dim = values.get("head_dim"), values.get("rotary_dim")
+        if head_dim is None:
+            head_dim = values["hidden_size"] // values["num_attention_heads"]
         rope = values.get("rope_parameters") or {}
         return cls(
             **{key: values[key] for key in _COPIED},
             **_scales_from_hf(values),
             head_dim=head_dim,
-            rotary_dim=values.get("rotary_dim") or head_dim,
+            rotary_dim=head_dim if rotary_dim is None else rotary_dim,  # 0 is a value: no rotation at all
             rope_theta=float(values.get("rope_theta") or rope.get("rope_theta") or 10000.0),
             attn_type_list=_pattern_from_hf(values),
             rms_norm_eps=values.get("rms_norm_eps", 1e-5),

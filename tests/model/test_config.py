@@ -53,6 +53,16 @@ def test_both_layouts_say_the_same(layout):
     assert HybridConfig.from_hf(config.to_hf(layout)) == config
 
 
+@pytest.mark.parametrize("layout", ["minimax_m1", "minimax"])
+def test_no_rotation_at_all_is_not_the_same_as_no_word_about_it(layout):
+    assert HybridConfig.from_hf(M1 | {"rotary_dim": 0}).rotary_dim == 0
+    assert HybridConfig.from_hf(HybridConfig(rotary_dim=0).to_hf(layout)).rotary_dim == 0
+    silent = {key: value for key, value in M1.items() if key != "rotary_dim"}
+    assert (
+        HybridConfig.from_hf(silent).rotary_dim == HybridConfig.from_hf(silent | {"rotary_dim": None}).rotary_dim == 128
+    )
+
+
 def test_the_export_has_what_vllm_does_not_default_to():
     values = HybridConfig().to_hf("minimax_m1")
     assert values["postnorm"] is True
