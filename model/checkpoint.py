@@ -7,10 +7,12 @@ saves. Shapes: E experts, f expert width, D model width.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,6 +30,7 @@ from model.hybrid import HybridLM
 Stream = Iterator[tuple[str, Tensor]]
 
 MAX_SHARD_BYTES = 5 * 1000**3
+CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _DERIVED = ("slope_rate", "query_decay", "key_decay", "diagonal_decay", "inv_freq")
 _STACKED = re.compile(r"(.*\.(?:block_sparse_moe|mlp)\.experts)\.(gate_up_proj|down_proj)$")
@@ -81,7 +84,7 @@ def load_pretrained(
     damaged, or if the weights are not those that the configuration asks for.
     """
     folder = Path(folder)
-    config = HybridConfig.from_hf(_read_json(folder / "config.json"))
+    config = HybridConfig.from_hf(_read_json(folder / CONFIG_FILE))
     config = dataclasses.replace(config, param_dtype=str(dtype).removeprefix("torch."))
     with torch.random.fork_rng(devices=[]):  # reading a file must not move the caller's random numbers
         lm = HybridLM(config)
@@ -90,23 +93,67 @@ def load_pretrained(
 
 
 def save_pretrained(
-    lm: HybridLM, folder: str | Path, layout: str = "minimax_m1", max_shard_bytes: int = MAX_SHARD_BYTES
+    lm: HybridLM,
+    folder: str | Path,
+    layout: str = "minimax_m1",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    *,
+    bos_token_id: int | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
 ) -> None:
     """Write a model folder. `layout` says whose config.json: "minimax_m1" (original) or "minimax" (transformers).
 
     The weights have the same names in both, because transformers writes the original names too. Models larger
-    than `max_shard_bytes` are split into files with an index.
+    than `max_shard_bytes` are split into files with an index. The token ids go into config.json and
+    generation_config.json, where other software looks for them: without `eos_token_id` its generation runs to the
+    length limit.
+
+    A model that is in the folder already is replaced and any other file kept. Whoever is killed while writing leaves
+    the old model, the new one, or a folder without config.json, which `load_pretrained` refuses; never a mixture.
+    Raises ModelError for an unknown layout and for a token id that the model does not have.
     """
     folder = Path(folder)
-    values = lm.config.to_hf(layout)
+    tokens = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+    for name, token in tokens.items():
+        if token is not None and not 0 <= token < lm.config.vocab_size:
+            raise ModelError(f"{name} must be one of the model's {lm.config.vocab_size} token ids, not {token}.")
+    config = lm.config.to_hf(layout) | tokens
     if layout == "minimax" and lm.config.rotary_dim != lm.config.head_dim:
         warnings.warn(
             f"transformers' minimax ignores rotary_dim={lm.config.rotary_dim} and rotates all "
             f"{lm.config.head_dim} dimensions of a head, so its logits will differ from this model's.",
             stacklevel=2,
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    with _replaced_model(folder) as new:
+        _write_weights(lm, new, max_shard_bytes)
+        _write_json(new / GENERATION_FILE, tokens)
+        _write_json(new / CONFIG_FILE, config)
+
+
+@contextlib.contextmanager
+def _replaced_model(folder: Path) -> Iterator[Path]:
+    """An empty folder to write a model into, which then takes the place of the one in `folder`.
+
+    It lies inside `folder`, because a folder next to it may be on another disk or closed to us. config.json leaves
+    first and comes last: in between there is no model to read.
+    """
+    new = folder / ".new-model"
+    shutil.rmtree(new, ignore_errors=True)  # of a writer that was killed
+    new.mkdir(parents=True)
+    try:
+        yield new
+        for pattern in (CONFIG_FILE, GENERATION_FILE, INDEX_FILE, WEIGHTS_FILE, "model-*-of-*.safetensors"):
+            for old in folder.glob(pattern):
+                old.unlink()
+        for file in sorted(new.iterdir(), key=lambda file: file.name == CONFIG_FILE):
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _write_weights(lm: HybridLM, folder: Path, max_shard_bytes: int) -> None:
+    """Write the safetensors, and their index if there are several."""
     shards = _plan_shards(lm, max_shard_bytes)
     weights = dict(stream_weights(lm))
     for file, names in shards.items():
@@ -114,11 +161,8 @@ def save_pretrained(
         save_file(tensors, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
         total = sum(weight.numel() * weight.element_size() for weight in weights.values())
-        index = {
-            "metadata": {"total_size": total},
-            "weight_map": {name: file for file, names in shards.items() for name in names},
-        }
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        weight_map = {name: file for file, names in shards.items() for name in names}
+        _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _unstack(stream: Stream) -> Stream:
@@ -188,3 +232,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ModelError(f"{path} must hold a JSON object, not a {type(values).__name__}.")
     return values
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -29,6 +29,7 @@ class Tokenizer:
 
     Attributes:
         eos_token, pad_token: special tokens; `decode` drops them.
+        eos_id, pad_id: their ids; pad_id is None if there is no such token.
         chat_template: jinja2 source for `render`.
     """
 
@@ -44,6 +45,7 @@ class Tokenizer:
         self.pad_token = pad_token
         self.chat_template = chat_template
         self.eos_id = self.token_id(eos_token)
+        self.pad_id: int | None = None if pad_token is None else tokenizer.token_to_id(pad_token)
 
     @classmethod
     def bytes_and_words(cls, words: Sequence[str] = ()) -> Tokenizer:

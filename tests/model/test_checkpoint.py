@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +77,69 @@ def test_transformers_reads_our_folder(lm, tmp_path):
     save_pretrained(lm, tmp_path, "minimax")
     native = MiniMaxForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(native(TOKENS[None]).logits[0].detach(), run(lm), rtol=1e-4, atol=3e-5)
+
+
+def test_transformers_stops_at_the_end_token_of_our_folder(lm, tmp_path):
+    from transformers import MiniMaxForCausalLM
+
+    def generate():
+        native = MiniMaxForCausalLM.from_pretrained(tmp_path)
+        assert native.config.pad_token_id == native.generation_config.pad_token_id == 10
+        return native.generate(TOKENS[None, :3], max_new_tokens=12, do_sample=False)[0, 3:].tolist()
+
+    save_pretrained(lm, tmp_path, "minimax", pad_token_id=10)
+    endless = generate()
+    assert len(endless) == 12
+    eos = endless[2]
+    save_pretrained(lm, tmp_path, "minimax", bos_token_id=9, eos_token_id=eos, pad_token_id=10)
+    assert generate() == endless[: endless.index(eos) + 1]
+    wanted = {"bos_token_id": 9, "eos_token_id": eos, "pad_token_id": 10}
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / name).read_text()).items() >= wanted.items()
+    assert torch.equal(run(load_pretrained(tmp_path)), run(lm))
+
+
+@pytest.mark.parametrize("token", [-1, 11])
+def test_a_token_id_that_the_model_does_not_have_is_refused(lm, tmp_path, token):
+    with pytest.raises(ModelError, match=f"eos_token_id must be one of the model's 11 token ids, not {token}"):
+        save_pretrained(lm, tmp_path, eos_token_id=token)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_takes_the_place_of_another_and_leaves_other_files(lm, tmp_path):
+    save_pretrained(lm, tmp_path, max_shard_bytes=3000)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    torch.manual_seed(1)
+    other = HybridLM(TINY)
+    save_pretrained(other, tmp_path)
+    assert torch.equal(run(load_pretrained(tmp_path)), run(other))
+    names = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_model_that_could_not_be_written_leaves_the_old_one(lm, tmp_path):
+    save_pretrained(lm, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    sparse = HybridLM(TINY)
+    sparse.lm_head.weight = torch.nn.Parameter(sparse.lm_head.weight.detach().to_sparse())
+    with pytest.raises((ValueError, NotImplementedError, RuntimeError)):
+        save_pretrained(sparse, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_writer_that_dies_between_two_files_leaves_nothing_to_read(lm, tmp_path, monkeypatch):
+    save_pretrained(lm, tmp_path)
+
+    def die(path, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as machine, pytest.raises(KeyboardInterrupt):
+        machine.setattr(Path, "replace", die)
+        save_pretrained(lm, tmp_path)
+    with pytest.raises(ModelError, match=r"config\.json does not exist"):
+        load_pretrained(tmp_path)
+    save_pretrained(lm, tmp_path)
+    assert torch.equal(run(load_pretrained(tmp_path)), run(lm))
 
 
 def test_we_read_what_transformers_writes_and_what_it_holds_in_memory(tmp_path):

@@ -35,6 +35,13 @@ def test_pad_and_end_vanish():
     assert TOKENIZER.decode(ids) == "é"
 
 
+def test_the_pad_token_has_an_id_if_there_is_one():
+    assert TOKENIZER.pad_id == TOKENIZER.token_id("<pad>")
+    raw = TOKENIZER._tokenizer
+    assert Tokenizer(raw, pad_token=None).pad_id is None
+    assert Tokenizer(raw, pad_token="<|unknown|>").pad_id is None
+
+
 def test_the_vocabulary_is_bytes_and_what_was_added():
     assert TOKENIZER.vocab_size == 256 + 4 + len(WORDS)
     assert sorted({i for byte in range(256) for i in TOKENIZER.encode(chr(byte))})[-1] < TOKENIZER.vocab_size
