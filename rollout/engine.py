@@ -3,7 +3,8 @@
 `HybridEngine` batches continuously over the slots of one `HybridCache`. A step gives every running sequence one
 token; the finished leave, and waiting ones take their slots in the same step. A prompt is prefilled once for its
 whole group and its state copied to the members. What a token is drawn from, when a sequence ends and what the model
-computes live in sampling.py, stopping.py and model/; here is only who sits where.
+computes live in sampling.py, stopping.py and model/; here is only who sits where. The protocol that it fulfils, with
+requests and completions, is engine_protocol.py.
 
 Shape suffixes: S slots, N sequences that get a token, T tokens of packed prompts, V vocabulary, D model width.
 """
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,96 +23,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cispo.errors import CispoError, ConfigError, InvalidRequest, WeightSyncError
-from cispo.protocols import ModelState, WeightStream
-from cispo.types import Bools, Floats, Ints, StopReason
+from cispo.protocols import ModelState
+from cispo.types import Ints, StopReason
 from model import HybridCache, HybridLM, ModelError
 from model.checkpoint import check_weights, load_weights
+from rollout.engine_protocol import Completion, Engine, Request
 from rollout.sampling import Sampling
 from rollout.slots import Lanes, Occupant, Slots
 from rollout.snapshot import PausedSequence, from_arrays, to_arrays
 from rollout.stopping import FAILED, REASONS, initial_state
 
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt to be sampled `num_samples` times.
-
-    Attributes:
-        id: unique among the requests under way, e.g. "chain/train/000417".
-        token_ids: the prompt.
-        num_samples: members of the group.
-        seed: with the member's number it fixes the random numbers, whatever else is in the batch.
-        sampling: how to sample and when to stop.
-    """
-
-    id: str
-    token_ids: tuple[int, ...]
-    num_samples: int = 1
-    seed: int = 0
-    sampling: Sampling = field(default_factory=Sampling)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The new tokens of one member of a request; all arrays have one entry per new token.
-
-    Attributes:
-        request_id, member: whose it is; member counts from 0.
-        token_ids: int64, the stop token included.
-        logp: float32, log-probability under the distribution sampled from (see `Drawing.draw`); 0 where forced.
-        version: int64, version of the weights that sampled the token; -1 where forced.
-        action_mask: False where the engine forced the token in.
-        stop_reason: why it ended; LENGTH when it failed, for it was cut short.
-        failed: why the sequence could not go on, e.g. NaN logits, or "". What came before is kept, but do not learn
-            from it.
-    """
-
-    request_id: str
-    member: int
-    token_ids: Ints
-    logp: Floats
-    version: Ints
-    action_mask: Bools
-    stop_reason: StopReason
-    failed: str = ""
-
-
-class Engine(Protocol):
-    """What the rollout service asks of whatever samples. All calls come from one thread."""
-
-    @property
-    def version(self) -> int:
-        """Version of the weights that sample now."""
-
-    @property
-    def has_work(self) -> bool:
-        """Some sequence is running or waiting."""
-
-    def submit(self, requests: Iterable[Request]) -> None:
-        """Queue requests in order. Raises InvalidRequest, and then queues none of them."""
-
-    def step(self) -> list[Completion]:
-        """Give every running sequence a token; returns the sequences that ended."""
-
-    def cancel(self, request_ids: Iterable[str]) -> None:
-        """Forget these requests, running or waiting; unknown ids are ignored."""
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0, num_samples: int = 1
-    ) -> list[list[Completion]]:
-        """Sample every prompt `num_samples` times and wait; result [prompt][member]. Prompt i has seed `seed + i`."""
-
-    def stream(self, request: Request) -> Iterator[int]:
-        """The new token ids of a request with one sample, each as soon as it is there."""
-
-    def load_weights(self, weights: WeightStream, version: int) -> None:
-        """Replace the weights between two steps; sequences under way go on with the new ones."""
-
-    def snapshot(self, request_id: str) -> ModelState:
-        """All that `resume` needs to go on with a request; the request itself goes on here unless cancelled."""
-
-    def resume(self, state: ModelState) -> None:
-        """Queue a request exactly where `snapshot` saw it."""
+__all__ = ["Completion", "Engine", "EngineConfig", "HybridEngine", "Request"]
 
 
 @dataclass(frozen=True)

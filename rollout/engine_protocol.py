@@ -1,0 +1,96 @@
+"""What the rollout service asks of whatever samples: a request in, completions out, and the methods between them.
+
+It stands apart from `HybridEngine`, so that another engine is written against this file alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cispo.protocols import ModelState, WeightStream
+from cispo.types import Bools, Floats, Ints, StopReason
+from rollout.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to be sampled `num_samples` times.
+
+    Attributes:
+        id: unique among the requests under way, e.g. "chain/train/000417".
+        token_ids: the prompt.
+        num_samples: members of the group.
+        seed: with the member's number it fixes the random numbers, whatever else is in the batch.
+        sampling: how to sample and when to stop.
+    """
+
+    id: str
+    token_ids: tuple[int, ...]
+    num_samples: int = 1
+    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The new tokens of one member of a request; all arrays have one entry per new token.
+
+    Attributes:
+        request_id, member: whose it is; member counts from 0.
+        token_ids: int64, the stop token included.
+        logp: float32, log-probability under the distribution sampled from (see `Drawing.draw`); 0 where forced.
+        version: int64, version of the weights that sampled the token; -1 where forced.
+        action_mask: False where the engine forced the token in.
+        stop_reason: why it ended; LENGTH when it failed, for it was cut short.
+        failed: why the sequence could not go on, e.g. NaN logits, or "". What came before is kept, but do not learn
+            from it.
+    """
+
+    request_id: str
+    member: int
+    token_ids: Ints
+    logp: Floats
+    version: Ints
+    action_mask: Bools
+    stop_reason: StopReason
+    failed: str = ""
+
+
+class Engine(Protocol):
+    """What the rollout service asks of whatever samples. All calls come from one thread."""
+
+    @property
+    def version(self) -> int:
+        """Version of the weights that sample now."""
+
+    @property
+    def has_work(self) -> bool:
+        """Some sequence is running or waiting."""
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Queue requests in order. Raises InvalidRequest, and then queues none of them."""
+
+    def step(self) -> list[Completion]:
+        """Give every running sequence a token; returns the sequences that ended."""
+
+    def cancel(self, request_ids: Iterable[str]) -> None:
+        """Forget these requests, running or waiting; unknown ids are ignored."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0, num_samples: int = 1
+    ) -> list[list[Completion]]:
+        """Sample every prompt `num_samples` times and wait; result [prompt][member]. Prompt i has seed `seed + i`."""
+
+    def stream(self, request: Request) -> Iterator[int]:
+        """The new token ids of a request with one sample, each as soon as it is there."""
+
+    def load_weights(self, weights: WeightStream, version: int) -> None:
+        """Replace the weights between two steps; sequences under way go on with the new ones."""
+
+    def snapshot(self, request_id: str) -> ModelState:
+        """All that `resume` needs to go on with a request; the request itself goes on here unless cancelled."""
+
+    def resume(self, state: ModelState) -> None:
+        """Queue a request exactly where `snapshot` saw it."""
