@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="held-out accuracy of a policy: greedy, mean@k, pass@k")
     _add_policy(evaluate)
-    evaluate.add_argument("--output", type=Path, help="write the figures and every sampled answer to this file (JSON Lines)")
+    evaluate.add_argument("--output", type=Path, help="write the figures and every sampled answer here (JSON Lines)")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
     evaluate.set_defaults(run=run_eval)
 
@@ -81,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="make runs/<name>/report.html anew")
     report.add_argument("folder", type=Path, help="runs/<name>")
-    report.add_argument("--svg", type=Path, metavar="FILE", help="draw the accuracy curves alone into this file instead")
+    report.add_argument("--svg", type=Path, metavar="FILE", help="draw only the accuracy curves, into this file")
     report.set_defaults(run=run_report)
     return parser
 
