@@ -86,7 +86,7 @@ class RunConfig(TrainerConfig):
             faults.extend(error.faults)
         if not self.name or self.name in (".", "..") or "/" in self.name:
             faults.append(f"name must be a plain folder name below {self.runs_folder!r}; got {self.name!r}.")
-        longest = self._longest_window()
+        longest = self.longest_window
         if longest >= self.engine.max_length:
             faults.append(
                 f"engine.max_length must exceed sampling.max_new_tokens, because it counts the prompt too; got "
@@ -110,8 +110,10 @@ class RunConfig(TrainerConfig):
         mixture = self.task.demonstration_mixture or self.task.mixture
         return [name for name, weight in mixture.items() if weight > 0 and name not in self.task.files]
 
-    def _longest_window(self) -> float:
-        return max(value_at(self.sampling.max_new_tokens, step) for step in range(self.steps + 1))
+    @property
+    def longest_window(self) -> int:
+        """The longest length limit of any step, in tokens."""
+        return int(max(value_at(self.sampling.max_new_tokens, step) for step in range(self.steps + 1)))
 
 
 def explain(config: RunConfig) -> list[str]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cispo.schedule import value_at
 from cispo.sft import Demonstration
 from cispo.types import Prompt
 from configs.schema import RunConfig
@@ -63,7 +62,7 @@ def read_data(config: RunConfig) -> Data:
 
 def prompt_limit(config: RunConfig) -> PromptLimit:
     """The longest prompt that the engine takes, whose length counts prompt and window, or that the task allows."""
-    window = int(max(value_at(config.sampling.max_new_tokens, step) for step in range(config.steps + 1)))
+    window = config.longest_window
     engine = PromptLimit(
         config.engine.max_length - window,
         f"engine.max_length={config.engine.max_length} less sampling.max_new_tokens={window}",
@@ -136,7 +135,9 @@ def make_rewards(config: RunConfig) -> Rewards:
 
         pools.append(make_sandbox_pool(config))
         verifiers["code"] = CodeTests(pools[0], config.rewards.code)
-    return Rewards(dataclasses.replace(config.rewards, verifiers=verifiers_in_use(config)), verifiers, owned=pools)
+    rewards = Rewards(dataclasses.replace(config.rewards, verifiers=verifiers_in_use(config)), verifiers, owned=pools)
+    rewards.start()  # in the background: a grader that cannot start ends the run at the next score
+    return rewards
 
 
 def verifiers_in_use(config: RunConfig) -> dict[str, str]:
