@@ -104,8 +104,8 @@ class Learner(Protocol):
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; raises CheckpointError."""
 
-    def export(self, folder: Path) -> None:
-        """Write the policy in Hugging Face layout."""
+    def export(self, folder: Path, *, eos_token_id: int | None = None, pad_token_id: int | None = None) -> None:
+        """Write the policy in Hugging Face layout; the ids tell others where a text ends."""
 
 
 class WeightSync(Protocol):

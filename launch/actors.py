@@ -26,7 +26,7 @@ class Handle(Protocol):
     def started(self) -> Future[int]:
         """The id of its process, once the object is made; raises what making it raised, or WorkerDied."""
 
-    def call(self, method: str, *arguments: Any) -> Future[Any]:
+    def call(self, method: str, *arguments: Any, **named: Any) -> Future[Any]:
         """Call a method; the future raises WorkerDied if the process is gone, or what the method raised."""
 
     def reference(self, method: str, *arguments: Any) -> Future[Any]:
@@ -57,11 +57,11 @@ class InlineHandle:
         future.set_result(os.getpid())
         return future
 
-    def call(self, method: str, *arguments: Any) -> Future[Any]:
+    def call(self, method: str, *arguments: Any, **named: Any) -> Future[Any]:
         """See Handle."""
         future: Future[Any] = Future()
         try:
-            future.set_result(getattr(self._object, method)(*arguments))
+            future.set_result(getattr(self._object, method)(*arguments, **named))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -105,9 +105,9 @@ class RayHandle:
         """See Handle."""
         return self.call(GET_PID)
 
-    def call(self, method: str, *arguments: Any) -> Future[Any]:
+    def call(self, method: str, *arguments: Any, **named: Any) -> Future[Any]:
         """See Handle."""
-        return self._translated(self._actor.call.remote(method, *arguments).future())
+        return self._translated(self._actor.call.remote(method, *arguments, **named).future())
 
     def reference(self, method: str, *arguments: Any) -> Future[Any]:
         """See Handle; the value stays in the object store and only a receipt comes to the driver."""
@@ -152,13 +152,13 @@ class _Resident:
         except Exception as error:
             self._error = error
 
-    def call(self, method: str, *arguments: Any) -> Any:
+    def call(self, method: str, *arguments: Any, **named: Any) -> Any:
         """Call a method of the object; raises what making it raised."""
         if self._error is not None:
             raise self._error
         if method == GET_PID:
             return os.getpid()
-        return getattr(self._object, method)(*arguments)
+        return getattr(self._object, method)(*arguments, **named)
 
     def call_for_reference(self, method: str, *arguments: Any) -> tuple[None, Any]:
         """`call` with two results: one that is cheap to wait for, and the value."""

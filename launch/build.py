@@ -187,5 +187,5 @@ def make_demonstrations(config: RunConfig, tokenizer: Tokenizer) -> Callable[[in
 
 def export_policy(learner: Any, tokenizer: Tokenizer, folder: Path) -> None:
     """Policy and tokenizer in one folder that can be opened again, here or by transformers."""
-    learner.export(folder)
+    learner.export(folder, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id)
     tokenizer.save(folder)

@@ -67,12 +67,12 @@ class RemoteLearner:
         """See Learner."""
         self._call("load", folder)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, *, eos_token_id: int | None = None, pad_token_id: int | None = None) -> None:
         """See Learner."""
-        self._call("export", folder)
+        self._call("export", folder, eos_token_id=eos_token_id, pad_token_id=pad_token_id)
 
-    def _call(self, method: str, *arguments: Any) -> Any:
-        return await_learner(self.handle.call(method, *arguments), method, self.deadline_seconds)
+    def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
+        return await_learner(self.handle.call(method, *arguments, **named), method, self.deadline_seconds)
 
 
 def await_learner(call: Future[Any], what: str, seconds: float) -> Any:

@@ -104,6 +104,6 @@ class LocalLearner:
                 f"delete that checkpoint to resume from the one before it."
             ) from error
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, *, eos_token_id: int | None = None, pad_token_id: int | None = None) -> None:
         """The policy in Hugging Face layout."""
-        save_pretrained(self.lm, folder)
+        save_pretrained(self.lm, folder, eos_token_id=eos_token_id, pad_token_id=pad_token_id)
