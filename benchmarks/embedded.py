@@ -104,7 +104,7 @@ def main() -> None:
         for seed, shuffled in plan:
             results.append(run(seed, Path(folder), options.overrides, shuffled=shuffled))
             print(judge(results[-1]), flush=True)
-    options.output.write_text(json.dumps({"machine": machine(), "runs": results}, indent=1) + "\n")
+            options.output.write_text(json.dumps({"machine": machine(), "runs": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
