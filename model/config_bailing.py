@@ -51,6 +51,7 @@ _FIXED: dict[str, Any] = {
     "moe_router_enable_expert_bias": True,
     "norm_topk_prob": True,
     "num_nextn_predict_layers": 0,
+    "tie_word_embeddings": False,
 }
 """What this code computes; a file that says otherwise is refused, one that is silent means the same."""
 
@@ -69,15 +70,17 @@ def layer_group_size(pattern: tuple[int, ...]) -> int | None:
 
 
 def _read(values: Mapping[str, Any]) -> dict[str, Any]:
-    expert_width = values.get("moe_intermediate_size")
+    shared_width, expert_width = (
+        values.get(key) for key in ("moe_shared_expert_intermediate_size", "moe_intermediate_size")
+    )
     refuse(
         values,
         {
             **{key: values.get(key, fixed) != fixed for key, fixed in _FIXED.items()},
             **is_scaled_rotary(values),
             "kv_lora_rank": values.get("kv_lora_rank") is not None,
-            "moe_shared_expert_intermediate_size": values.get("moe_shared_expert_intermediate_size", expert_width)
-            != expert_width,
+            "moe_shared_expert_intermediate_size": None not in (shared_width, expert_width)
+            and shared_width != expert_width,
             "layer_group_size": values.get("layer_group_size", 1) < 1,
         },
     )
