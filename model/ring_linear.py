@@ -17,7 +17,7 @@ Where public code disagrees:
 - The slope of layer l is that of `model.lightning.slopes` at l - 1: its factor is 1 - (l - 1) / (L - 1) + 1e-5, above 1
   in layer 0. So say the checkpoint's own code and mlx-lm. vLLM and sglang use l, and their states decay otherwise.
 - The scale d^(-1/2) is not written in the checkpoint's code: it is the default of flash-linear-attention's
-  `chunk_simple_gla`, which that code calls. mlx-lm writes it out.
+  `chunk_simple_gla`, which that code calls. mlx-lm writes it out. Behind the group norm it acts through eps alone.
 
 Not verified, because no weights were at hand: logits of a published checkpoint. The softmax layer's code is the one of
 Ling 2.0 as NVIDIA NeMo AutoModel documents it; 2.5 replaced it by latent attention.
