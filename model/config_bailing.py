@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,12 @@ def _read(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _rotated_share(rotary_dim: int, head_dim: int) -> float:
+    """The number of which int(head_dim * number) is rotary_dim, also where the quotient was rounded down."""
+    share = rotary_dim / head_dim
+    return share if int(head_dim * share) == rotary_dim else math.nextafter(share, 1.0)
+
+
 def _write(config: HybridConfig, layout: str) -> dict[str, Any]:
     return {
         **shared_values(config),
@@ -109,7 +116,7 @@ def _write(config: HybridConfig, layout: str) -> dict[str, Any]:
         "architectures": ["BailingMoeLinearV2ForCausalLM"],
         "model_type": layout,
         "layer_group_size": layer_group_size(config.attn_type_list),
-        "partial_rotary_factor": config.rotary_dim / config.head_dim,
+        "partial_rotary_factor": _rotated_share(config.rotary_dim, config.head_dim),
         "rope_theta": config.rope_theta,
         "rope_scaling": None,
         "num_shared_experts": config.num_shared_experts or None,  # 0 would make an expert of no width

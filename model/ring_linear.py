@@ -9,18 +9,20 @@ Softmax layers are grouped-query attention with the same norms and the same rota
 leading `partial_rotary_factor` of a head in halves, as in model/softmax.py. One matrix makes queries, keys and values,
 in this order, each of them all heads one behind the other (MiniMax interleaves them per head).
 
-Sources, all read in 2026: github.com/inclusionAI/Ring-V2.5, models/modeling_bailing_moe_v2_5.py (commit ae5a5d9), the
-successor's code whose linear layer, router and pattern of layers serve both; mlx-lm's bailing_moe_linear.py; for the
-names of weights github.com/inclusionAI/AReno; for the fields of config.json the file of Ring-mini-linear-2.0.
+Sources: github.com/inclusionAI/Ring-V2.5, models/modeling_bailing_moe_v2_5.py (commit ae5a5d9), the successor's code,
+for the linear layer, the router and the pattern of layers; its MLX port, bailing_moe_linear.py; for the names
+of weights github.com/inclusionAI/AReno, areno/models/bailing; for config.json the file of Ring-mini-linear-2.0.
 
 Where public code disagrees:
 - The slope of layer l is that of `model.lightning.slopes` at l - 1: its factor is 1 - (l - 1) / (L - 1) + 1e-5, above 1
-  in layer 0. So say the checkpoint's own code and mlx-lm. vLLM and sglang use l, and their states decay otherwise.
-- The scale d^(-1/2) is not written in the checkpoint's code: it is the default of flash-linear-attention's
-  `chunk_simple_gla`, which that code calls. mlx-lm writes it out. Behind the group norm it acts through eps alone.
+  in layer 0. So say inclusionAI's code and the MLX port. vLLM (bailing_linear_attn.py, commit 055e47c) and sglang
+  (lightning backend) use l, so their states decay otherwise.
+- The scale d^(-1/2) is not written in inclusionAI's code: it is the default of flash-linear-attention's
+  `chunk_simple_gla`, which that code calls. The MLX port writes it out. Behind the group norm only eps feels it.
 
-Not verified, because no weights were at hand: logits of a published checkpoint. The softmax layer's code is the one of
-Ling 2.0 as NVIDIA NeMo AutoModel documents it; 2.5 replaced it by latent attention.
+Not verified: logits of a published checkpoint, because no weights were at hand; and the 2.0 file of the linear model,
+modeling_bailing_moe_linear_v2.py, which was not to be had: its linear layer is known from 2.5 and from quotations, its
+softmax layer from Ling 2.0 as NVIDIA NeMo AutoModel documents it, because 2.5 replaced it by latent attention.
 """
 
 from __future__ import annotations

@@ -318,6 +318,12 @@ def test_the_published_configuration():
     assert {key: written[key] for key in RING_MINI} == RING_MINI
 
 
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(46, 26), (49, 2), (128, 64), (96, 96), (8, 0)])
+def test_the_rotated_dimensions_survive_being_written_as_a_share(head_dim, rotary_dim):
+    config = dataclasses.replace(RING, head_dim=head_dim, rotary_dim=rotary_dim)
+    assert HybridConfig.from_hf(config.to_hf("bailing_moe_linear")).rotary_dim == rotary_dim
+
+
 def test_layers_behind_the_last_whole_group_are_softmax():
     config = HybridConfig.from_hf(RING_MINI | {"num_hidden_layers": 22})
     assert config.softmax_layers == (4, 9, 14, 19, 20, 21)
