@@ -8,14 +8,19 @@ Shapes: T tokens, N sequences, n sequences of a bucket padded to L tokens, H hea
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cache import HybridCache, Turn
 from model.config import HybridConfig
 from model.kernels.packed import Linear
+from model.layer import Kept
 from model.row import Bucket, Row
+
+if TYPE_CHECKING:
+    from model.cache import HybridCache, Turn
 
 
 def rotary_tables(positions_T: Tensor, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -37,19 +42,23 @@ SHORT = 128
 """Padded length up to which plain products beat the CPU's fused kernel (length 24: 7 ms against 13, both ways)."""
 
 
-class SoftmaxAttention(nn.Module):
-    """The full-attention layer of MiniMax-M1; no query or key norm, no bias."""
+class CausalAttention(nn.Module):
+    """Every mixer that attends to kept keys and values: what is common to them is the cache and the three ways to run.
+
+    A kind says what its queries, keys and values are (`_qkv`) and what becomes of the heads' outputs (`_project`).
+    """
 
     def __init__(self, config: HybridConfig, layer: int) -> None:
         super().__init__()
-        width, dtype = config.head_dim, config.dtype
         self.layer = layer
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = width
-        self.q_proj = Linear(config.hidden_size, self.num_heads * width, dtype=dtype)
-        self.k_proj = Linear(config.hidden_size, self.num_kv_heads * width, dtype=dtype)
-        self.v_proj = Linear(config.hidden_size, self.num_kv_heads * width, dtype=dtype)
-        self.o_proj = Linear(self.num_heads * width, config.hidden_size, dtype=dtype)
+        self.head_dim = config.head_dim
+
+    @staticmethod
+    def kept(config: HybridConfig) -> Kept:
+        """A key and a value of every token."""
+        size = (config.num_key_value_heads, config.head_dim)
+        return Kept(tokens={"keys": size, "values": size})
 
     def forward(self, u_TD: Tensor, row: Row) -> Tensor:
         """Train: every sequence starts from nothing."""
@@ -92,12 +101,6 @@ class SoftmaxAttention(nn.Module):
         k_N, v_N = (pool[:, :, : turn.longest][turn.run] for pool in (keys, values))
         return self._project(self._attend_cached(q, k_N, v_N, turn.length_N))
 
-    def _qkv(self, u: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q = self.q_proj(u).view(len(u), self.num_heads, self.head_dim)
-        k = self.k_proj(u).view(len(u), self.num_kv_heads, self.head_dim)
-        v = self.v_proj(u).view(len(u), self.num_kv_heads, self.head_dim)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
-
     def _attend_bucket(self, bucket: Bucket, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention within padded sequences: padding stands behind, so causality alone hides it."""
         count, length = len(bucket.sequences_n), bucket.length
@@ -126,6 +129,32 @@ class SoftmaxAttention(nn.Module):
         out = weight.flatten(2, 3) @ v_n.to(q.dtype)
         out = out.view(count, self.num_kv_heads, groups, length, self.head_dim)
         return out.permute(0, 3, 1, 2, 4).reshape(-1, self.num_heads, self.head_dim)
+
+    def _qkv(self, u: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [T, H, d], keys and values [T, K, d] of u [T, D], rotated."""
+        raise NotImplementedError
+
+    def _project(self, out_THd: Tensor) -> Tensor:
+        """The mixer's result [T, D] from the heads' outputs."""
+        raise NotImplementedError
+
+
+class SoftmaxAttention(CausalAttention):
+    """The full-attention layer of MiniMax-M1; no query or key norm, no bias."""
+
+    def __init__(self, config: HybridConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        width, dtype = config.head_dim, config.dtype
+        self.q_proj = Linear(config.hidden_size, self.num_heads * width, dtype=dtype)
+        self.k_proj = Linear(config.hidden_size, self.num_kv_heads * width, dtype=dtype)
+        self.v_proj = Linear(config.hidden_size, self.num_kv_heads * width, dtype=dtype)
+        self.o_proj = Linear(self.num_heads * width, config.hidden_size, dtype=dtype)
+
+    def _qkv(self, u: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q = self.q_proj(u).view(len(u), self.num_heads, self.head_dim)
+        k = self.k_proj(u).view(len(u), self.num_kv_heads, self.head_dim)
+        v = self.v_proj(u).view(len(u), self.num_kv_heads, self.head_dim)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def _project(self, out_THd: Tensor) -> Tensor:
         projected: Tensor = self.o_proj(out_THd.flatten(1))
