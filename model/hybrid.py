@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from model.cache import HybridCache, Turn
 from model.config import HybridConfig
+from model.context_parallel import Share, check_share
 from model.errors import ModelError
 from model.families import make_layer
 from model.head import Coefficients, Head
@@ -58,7 +59,12 @@ class HybridLM(nn.Module):
         return self.lm_head.weight.device
 
     def forward(
-        self, tokens_T: Tensor, positions_T: Tensor, cu_seqlens: Tensor, routing: Routing | None = None
+        self,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        cu_seqlens: Tensor,
+        routing: Routing | None = None,
+        share: Share | None = None,
     ) -> Tensor:
         """Hidden states [T, D] of a packed row, after the final norm.
 
@@ -66,8 +72,10 @@ class HybridLM(nn.Module):
             tokens_T, positions_T: int64 [T]; positions restart at 0 with each sequence.
             cu_seqlens: int64 [N + 1], borders of the sequences, from 0 to T. Raises ModelError if they are not.
             routing: collects what the routers decide.
+            share: the row is one process's share of a longer one (model/context_parallel.py): tokens, positions and
+                `share.own_cu_seqlens` are those of the share, and all processes must call.
         """
-        row = self._row(positions_T, cu_seqlens)
+        row = self._row(positions_T, cu_seqlens, share=share)
         x = self.model.embed_tokens(tokens_T)
         for layer in self._layers:
             x = layer(x, row, routing)
@@ -142,9 +150,13 @@ class HybridLM(nn.Module):
     def _layers(self) -> list[Layer]:
         return cast(list[Layer], list(self.model.layers))
 
-    def _row(self, positions_T: Tensor, cu_seqlens: Tensor, is_fresh: bool = True) -> Row:
+    def _row(self, positions_T: Tensor, cu_seqlens: Tensor, is_fresh: bool = True, share: Share | None = None) -> Row:
         num_tokens = len(positions_T)
         check_borders(num_tokens, cu_seqlens)
         cos, sin = rotary_tables(positions_T, self.config.rotary_dim, self.config.rope_theta)
         blocks = cut_blocks(cu_seqlens, num_tokens, block_size(self.config.head_dim))
-        return Row(cu_seqlens, cos, sin, blocks, sort_into_buckets(cu_seqlens), is_fresh)
+        if share is None:
+            return Row(cu_seqlens, cos, sin, blocks, sort_into_buckets(cu_seqlens), is_fresh)
+        check_share(share, cu_seqlens)
+        begun_here = cu_seqlens[1:] - cu_seqlens[1] if share.num_continued else cu_seqlens
+        return Row(cu_seqlens, cos, sin, blocks, sort_into_buckets(begun_here), is_fresh, share)

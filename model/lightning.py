@@ -260,7 +260,11 @@ class DecayAttention(nn.Module):
     def forward(self, u_TD: Tensor, row: Row) -> Tensor:
         """Train: every sequence starts from nothing."""
         q, k, v = self._qkv(u_TD, row.cos_TR, row.sin_TR)
-        out, _ = attend_blocks(q, k, v, self._slope(u_TD), row.blocks)
+        slope_H = self._slope(u_TD)
+        out, entering = attend_blocks(q, k, v, slope_H, row.blocks)
+        if row.share is not None:
+            final_N = _final_states(k, v, slope_H, row.blocks, entering, None)
+            out = row.share.add_carried(out, q, final_N[-1], slope_H)
         return self._project(out, u_TD)
 
     def prefill(self, u_TD: Tensor, row: Row, slots_N: Tensor, cache: HybridCache) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
 from model.config import HybridConfig
 from model.kernels.packed import Linear
@@ -36,6 +37,16 @@ def rotate(x: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+def _attend_last(q_nHd: Tensor, k_MKd: Tensor, v_MKd: Tensor) -> Tensor:
+    """Causal attention of the last n tokens of a sequence of M: [n, H, d]."""
+    mask = causal_lower_right(len(q_nHd), len(k_MKd))  # no [n, M] tensor where a fused kernel takes it as it is
+    q, k, v = (x.transpose(0, 1)[None] for x in (q_nHd, k_MKd, v_MKd))
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return out[0].transpose(0, 1)
 
 
 SHORT = 128
@@ -63,13 +74,8 @@ class CausalAttention(nn.Module):
     def forward(self, u_TD: Tensor, row: Row) -> Tensor:
         """Train: every sequence starts from nothing."""
         q, k, v = self._qkv(u_TD, row.cos_TR, row.sin_TR)
-        padded = [x.index_select(0, row.buckets.gather_P) for x in (q, k, v)]
-        sizes = [len(bucket.sequences_n) * bucket.length for bucket in row.buckets.buckets]
-        outs = [
-            self._attend_bucket(bucket, *parts)
-            for bucket, *parts in zip(row.buckets.buckets, *(x.split(sizes) for x in padded), strict=True)
-        ]
-        return self._project(torch.cat(outs).index_select(0, row.buckets.scatter_T))
+        attend = self._attend_buckets if row.share is None else self._attend_over_ranks
+        return self._project(attend(q, k, v, row))
 
     def prefill(self, u_TD: Tensor, row: Row, slots_N: Tensor, cache: HybridCache) -> Tensor:
         """Append to the keys and values of `slots_N`, one slot per sequence, and attend over all of them."""
@@ -100,6 +106,32 @@ class CausalAttention(nn.Module):
         values[turn.slots_N, :, turn.length_N] = v.to(values.dtype)
         k_N, v_N = (pool[:, :, : turn.longest][turn.run] for pool in (keys, values))
         return self._project(self._attend_cached(q, k_N, v_N, turn.length_N))
+
+    def _attend_buckets(self, q: Tensor, k: Tensor, v: Tensor, row: Row) -> Tensor:
+        """Causal attention [T, H, d] within each sequence of the row's buckets."""
+        padded = [x.index_select(0, row.buckets.gather_P) for x in (q, k, v)]
+        sizes = [len(bucket.sequences_n) * bucket.length for bucket in row.buckets.buckets]
+        outs = [
+            self._attend_bucket(bucket, *parts)
+            for bucket, *parts in zip(row.buckets.buckets, *(x.split(sizes) for x in padded), strict=True)
+        ]
+        return torch.cat(outs).index_select(0, row.buckets.scatter_T)
+
+    def _attend_over_ranks(self, q: Tensor, k: Tensor, v: Tensor, row: Row) -> Tensor:
+        """The same where the first sequence may have begun on an earlier rank, whose keys and values it needs."""
+        share = row.share
+        assert share is not None
+        # One collective for both, used by every rank whether it needs the others or not: or somebody waits for ever.
+        k, v = share.gather(torch.stack((k, v), dim=1)).unbind(1)
+        border = share.tokens.start + share.num_continued
+        outs = []
+        if share.num_continued:
+            begun = slice(share.first_start, border)
+            outs.append(_attend_last(q[: share.num_continued], k[begun], v[begun]))
+        if border < share.tokens.stop:
+            own = slice(border, share.tokens.stop)
+            outs.append(self._attend_buckets(q[share.num_continued :], k[own], v[own], row))
+        return torch.cat(outs)
 
     def _attend_bucket(self, bucket: Bucket, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention within padded sequences: padding stands behind, so causality alone hides it."""
