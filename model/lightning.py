@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from model.cache import HybridCache, Turn
 from model.config import HybridConfig
+from model.kernels.backend import kernels_for
 from model.kernels.packed import Linear
 from model.norm import RMSNorm
 from model.row import Blocks, Row, cut_blocks
@@ -256,7 +257,11 @@ class LightningAttention(nn.Module):
 
     def forward(self, u_TD: Tensor, row: Row) -> Tensor:
         """Train: every sequence starts from nothing."""
-        out, _ = attend_blocks(*self._qkv(u_TD), self._slope(u_TD), row.blocks)
+        q, k, v = self._qkv(u_TD)
+        if fast := kernels_for(q):
+            out, _ = fast.attend(q, k, v, self._slope(u_TD), row.cu_seqlens, None)
+        else:
+            out, _ = attend_blocks(q, k, v, self._slope(u_TD), row.blocks)
         return self._project(out, u_TD)
 
     def prefill(self, u_TD: Tensor, row: Row, slots_N: Tensor, cache: HybridCache) -> Tensor:
@@ -264,15 +269,22 @@ class LightningAttention(nn.Module):
         q, k, v = self._qkv(u_TD)
         pool = cache.states[self.layer]
         state = None if row.is_fresh else pool[slots_N]
-        out, entering = attend_blocks(q, k, v, self._slope(u_TD), row.blocks, state)
-        pool[slots_N] = _final_states(k, v, self._slope(u_TD), row.blocks, entering, state).to(pool.dtype)
+        if fast := kernels_for(q):
+            out, final = fast.attend(q, k, v, self._slope(u_TD), row.cu_seqlens, state)
+        else:
+            out, entering = attend_blocks(q, k, v, self._slope(u_TD), row.blocks, state)
+            final = _final_states(k, v, self._slope(u_TD), row.blocks, entering, state)
+        pool[slots_N] = final.to(pool.dtype)
         return self._project(out, u_TD)
 
     def decode(self, u_ND: Tensor, turn: Turn, cache: HybridCache) -> Tensor:
         """One token for each slot of the turn."""
         pool = cache.states[self.layer]
+        q, k, v = self._qkv(u_ND)
+        if fast := kernels_for(q):
+            return self._project(fast.step_(q, k, v, self._slope(u_ND), pool, turn.slots_N), u_ND)
         state = pool[turn.run]
-        out = lightning_step_(*self._qkv(u_ND), self._slope(u_ND), state)
+        out = lightning_step_(q, k, v, self._slope(u_ND), state)
         if not isinstance(turn.run, slice):
             pool[turn.run] = state
         return self._project(out, u_ND)
@@ -289,5 +301,10 @@ class LightningAttention(nn.Module):
         return q, k, v
 
     def _project(self, out_THd: Tensor, u: Tensor) -> Tensor:
-        projected: Tensor = self.out_proj(torch.sigmoid(self.output_gate(u)) * self.norm(out_THd.flatten(1)))
+        gate, heads = self.output_gate(u), out_THd.flatten(1)
+        if fast := kernels_for(out_THd):
+            gated = fast.gated_norm(heads, self.norm.weight, gate, self.norm.eps)
+        else:
+            gated = torch.sigmoid(gate) * self.norm(heads)
+        projected: Tensor = self.out_proj(gated)
         return projected

@@ -10,7 +10,7 @@ Shapes: N slots that get a token, S slots of the pool, H heads, d head width.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import triton
@@ -22,8 +22,6 @@ from model.errors import ModelError
 COLUMNS = 32
 """Columns of a state that one program updates: they are independent, and many small programs hide the memory."""
 
-Pointer: TypeAlias = Any
-Number: TypeAlias = Any
 
 
 def lightning_decode_(q: Tensor, k: Tensor, v: Tensor, slope_H: Tensor, pool: Tensor, slots_N: Tensor) -> Tensor:
@@ -64,24 +62,24 @@ def lightning_decode_(q: Tensor, k: Tensor, v: Tensor, slope_H: Tensor, pool: Te
 
 @triton.jit
 def _step_kernel(
-    q: Pointer,
-    k: Pointer,
-    v: Pointer,
-    slopes: Pointer,
-    pool: Pointer,
-    slots: Pointer,
-    out: Pointer,
-    q_token: Number,
-    q_head: Number,
-    q_dim: Number,
-    k_token: Number,
-    k_head: Number,
-    k_dim: Number,
-    v_token: Number,
-    v_head: Number,
-    v_dim: Number,
-    slot_stride: Number,
-    num_heads: Number,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    slopes: tl.tensor,
+    pool: tl.tensor,
+    slots: tl.tensor,
+    out: tl.tensor,
+    q_token: tl.tensor,
+    q_head: tl.tensor,
+    q_dim: tl.tensor,
+    k_token: tl.tensor,
+    k_head: tl.tensor,
+    k_dim: tl.tensor,
+    v_token: tl.tensor,
+    v_head: tl.tensor,
+    v_dim: tl.tensor,
+    slot_stride: tl.tensor,
+    num_heads: tl.tensor,
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:

@@ -14,7 +14,7 @@ Shapes: T rows, W their width.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import triton
@@ -25,8 +25,6 @@ from torch.autograd.function import once_differentiable
 PARTIAL_SUMS = 256
 """Programs of the backward pass; each sums the weight's gradient over its rows. Fixed, or sums would depend on it."""
 
-Pointer: TypeAlias = Any
-Number: TypeAlias = Any
 
 
 def gated_rms_norm(x: Tensor, weight: Tensor, gate: Tensor, eps: float) -> Tensor:
@@ -81,13 +79,13 @@ def _settings(width: int) -> dict[str, int]:
 
 @triton.jit
 def _forward_kernel(
-    x: Pointer,
-    weight: Pointer,
-    gate: Pointer,
-    out: Pointer,
-    scales: Pointer,
-    width: Number,
-    eps: Number,
+    x: tl.tensor,
+    weight: tl.tensor,
+    gate: tl.tensor,
+    out: tl.tensor,
+    scales: tl.tensor,
+    width: tl.tensor,
+    eps: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
     """One row; 1 / rms(x) is kept for the way back."""
@@ -106,16 +104,16 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    x: Pointer,
-    weight: Pointer,
-    gate: Pointer,
-    grad: Pointer,
-    scales: Pointer,
-    dx: Pointer,
-    dgate: Pointer,
-    partial: Pointer,
-    num_rows: Number,
-    width: Number,
+    x: tl.tensor,
+    weight: tl.tensor,
+    gate: tl.tensor,
+    grad: tl.tensor,
+    scales: tl.tensor,
+    dx: tl.tensor,
+    dgate: tl.tensor,
+    partial: tl.tensor,
+    num_rows: tl.tensor,
+    width: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
     """Every `num_programs`-th row, and their share of the weight's gradient."""

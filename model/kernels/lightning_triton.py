@@ -24,7 +24,7 @@ Shapes: T tokens, N sequences, C chunks, H heads, d head width. Source: MiniMax-
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import triton
@@ -41,8 +41,10 @@ CHUNK = 64
 MAX_TILE = 64
 """Width of the tiles that heads are cut into: a head of 128 has four independent tiles of state."""
 
-Pointer: TypeAlias = Any
-Number: TypeAlias = Any
+
+
+IS_INTERPRETED: bool = triton.knobs.runtime.interpret
+"""The kernels below run in Triton's interpreter, on CPUs too; decided when this file is imported."""
 
 
 def supports(dtype: torch.dtype, head_dim: int) -> bool:
@@ -124,7 +126,7 @@ def _settings(x: Tensor) -> dict[str, Any]:
         "TILE": min(width, MAX_TILE),
         "CHUNK": CHUNK,
         "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
-        "num_warps": 4,
+        "num_warps": 8,  # at 4, float32 products spill registers (664 bytes of the output kernel against 88)
         "num_stages": 2,
     }
 
@@ -181,32 +183,32 @@ def _gradients(
 
 
 @triton.jit
-def _decay(slope: Number, steps: Number) -> Number:
+def _decay(slope: tl.tensor, steps: tl.tensor) -> tl.tensor:
     """exp(-slope * steps), and 0 where steps < 0: the causal mask, or the end of a short chunk."""
     return tl.where(steps >= 0, tl.exp(-slope * tl.maximum(steps, 0)), 0.0)
 
 
 @triton.jit
-def _load_rows(x: Pointer, tokens: Number, real: Number, stride: Number, dims: Number) -> Number:
+def _load_rows(x: tl.tensor, tokens: tl.tensor, real: tl.tensor, stride: tl.tensor, dims: tl.tensor) -> tl.tensor:
     """float32 [tokens, dims] of one head; 0 for tokens that are not real."""
     return tl.load(x + tokens[:, None] * stride + dims[None, :], mask=real[:, None], other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _walk_kernel(
-    left: Pointer,
-    right: Pointer,
-    slopes: Pointer,
-    cu_seqlens: Pointer,
-    firsts: Pointer,
-    start_state: Pointer,
-    states: Pointer,
-    last_state: Pointer,
-    left_token: Number,
-    left_head: Number,
-    right_token: Number,
-    right_head: Number,
-    num_heads: Number,
+    left: tl.tensor,
+    right: tl.tensor,
+    slopes: tl.tensor,
+    cu_seqlens: tl.tensor,
+    firsts: tl.tensor,
+    start_state: tl.tensor,
+    states: tl.tensor,
+    last_state: tl.tensor,
+    left_token: tl.tensor,
+    left_head: tl.tensor,
+    right_token: tl.tensor,
+    right_head: tl.tensor,
+    num_heads: tl.tensor,
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -248,17 +250,17 @@ def _walk_kernel(
 
 @triton.jit
 def _output_kernel(
-    q: Pointer,
-    k: Pointer,
-    v: Pointer,
-    slopes: Pointer,
-    origins: Pointer,
-    lengths: Pointer,
-    entering: Pointer,
-    out: Pointer,
-    token_stride: Number,
-    head_stride: Number,
-    num_heads: Number,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    slopes: tl.tensor,
+    origins: tl.tensor,
+    lengths: tl.tensor,
+    entering: tl.tensor,
+    out: tl.tensor,
+    token_stride: tl.tensor,
+    head_stride: tl.tensor,
+    num_heads: tl.tensor,
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -293,20 +295,20 @@ def _output_kernel(
 
 @triton.jit
 def _grad_qk_kernel(
-    q: Pointer,
-    k: Pointer,
-    v: Pointer,
-    grad_out: Pointer,
-    slopes: Pointer,
-    origins: Pointer,
-    lengths: Pointer,
-    entering: Pointer,
-    leaving: Pointer,
-    dq: Pointer,
-    dk: Pointer,
-    token_stride: Number,
-    head_stride: Number,
-    num_heads: Number,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    grad_out: tl.tensor,
+    slopes: tl.tensor,
+    origins: tl.tensor,
+    lengths: tl.tensor,
+    entering: tl.tensor,
+    leaving: tl.tensor,
+    dq: tl.tensor,
+    dk: tl.tensor,
+    token_stride: tl.tensor,
+    head_stride: tl.tensor,
+    num_heads: tl.tensor,
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -350,18 +352,18 @@ def _grad_qk_kernel(
 
 @triton.jit
 def _grad_v_kernel(
-    q: Pointer,
-    k: Pointer,
-    v: Pointer,
-    grad_out: Pointer,
-    slopes: Pointer,
-    origins: Pointer,
-    lengths: Pointer,
-    leaving: Pointer,
-    dv: Pointer,
-    token_stride: Number,
-    head_stride: Number,
-    num_heads: Number,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    grad_out: tl.tensor,
+    slopes: tl.tensor,
+    origins: tl.tensor,
+    lengths: tl.tensor,
+    leaving: tl.tensor,
+    dv: tl.tensor,
+    token_stride: tl.tensor,
+    head_stride: tl.tensor,
+    num_heads: tl.tensor,
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
