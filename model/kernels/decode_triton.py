@@ -10,8 +10,6 @@ Shapes: N slots that get a token, S slots of the pool, H heads, d head width.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -21,7 +19,6 @@ from model.errors import ModelError
 
 COLUMNS = 32
 """Columns of a state that one program updates: they are independent, and many small programs hide the memory."""
-
 
 
 def lightning_decode_(q: Tensor, k: Tensor, v: Tensor, slope_H: Tensor, pool: Tensor, slots_N: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Lightning attention by flash-linear-attention's "simple GLA", as a second implementation to compare with and to use.
+"""Lightning attention by flash-linear-attention's "simple GLA", a second implementation to compare with and to use.
 
-Simple GLA is S_t = exp(g) S_{t-1} + k_t^T v_t, o_t = scale q_t S_t, with q, k, v [B, T, H, d]. It is lightning attention
-for g_gamma = -slope and scale = 1; both must be said, for left out they are no decay and 1 / sqrt(d). Packed rows are
-B = 1 with cu_seqlens. (`fla.ops.lightning_attn` has other slopes, linear in the head, and is not what MiniMax trained.)
+Simple GLA is S_t = exp(g) S_{t-1} + k_t^T v_t, o_t = scale q_t S_t, with q, k, v [B, T, H, d]. For g_gamma = -slope and
+scale = 1 it is lightning attention; both must be said, for left out they are no decay and 1 / sqrt(d). Packed rows
+are B = 1 with cu_seqlens. (`fla.ops.lightning_attn` is no match: its slopes are linear in the head.)
 
 fla keeps the states between chunks in bfloat16 on the way forward when its inputs are bfloat16.
 """
@@ -22,15 +22,19 @@ FEW = 16
 
 MISCOMPILING = ((3, 4, 0), (3, 7, 1))
 """Triton from the first version to before the second compiles fla's chunk_bwd_dqkwg wrongly on Hopper: dk is corrupt
-(github.com/fla-org/flash-linear-attention, issue 640, pull request 983). fla itself raises for `g` but not `g_gamma`."""
+(github.com/fla-org/flash-linear-attention, issue 640, pull request 983). fla itself raises for `g`, not `g_gamma`."""
 
 
 class SimpleGla(Protocol):
     """What is used of `fla.ops.simple_gla`."""
 
-    def chunk_simple_gla(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]: ...
+    def chunk_simple_gla(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """Chunk by chunk: for rows."""
+        ...
 
-    def fused_recurrent_simple_gla(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]: ...
+    def fused_recurrent_simple_gla(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """Token by token: for steps and short rows."""
+        ...
 
 
 def load() -> SimpleGla:

@@ -26,7 +26,6 @@ PARTIAL_SUMS = 256
 """Programs of the backward pass; each sums the weight's gradient over its rows. Fixed, or sums would depend on it."""
 
 
-
 def gated_rms_norm(x: Tensor, weight: Tensor, gate: Tensor, eps: float) -> Tensor:
     """sigmoid(gate) * (x / rms(x) in the weight's dtype * weight).
 

@@ -1,4 +1,4 @@
-"""Where there is no CUDA device Triton's kernels run in its interpreter, which must be said before triton is imported."""
+"""Without a CUDA device Triton's kernels run in its interpreter, which must be said before triton is imported."""
 
 import os
 

@@ -16,7 +16,7 @@ PROGRAM = """
 import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from model.kernels import decode_triton, gated_norm_triton, lightning_triton
+from model.kernels import decode_triton, gated_norm_triton, lightning_programs
 
 FLOAT32 = {"slopes", "start_state", "states", "last_state", "entering", "leaving", "pool", "scales", "partial"}
 INTEGERS = {"cu_seqlens", "firsts", "origins", "lengths", "slots"}
@@ -42,10 +42,10 @@ def build(kernel, dtype, **constants):
 width = int(sys.argv[1])
 tiles = {"WIDTH": width, "TILE": min(width, 64), "CHUNK": 64, "PRECISION": "tf32"}
 for backwards in (False, True):
-    build(lightning_triton._walk_kernel, "bf16", HAS_STATE=backwards, BACKWARDS=backwards, **tiles)
-for kernel in (lightning_triton._output_kernel, lightning_triton._grad_qk_kernel, lightning_triton._grad_v_kernel):
+    build(lightning_programs.walk_kernel, "bf16", HAS_STATE=backwards, BACKWARDS=backwards, **tiles)
+for kernel in (lightning_programs.output_kernel, lightning_programs.grad_qk_kernel, lightning_programs.grad_v_kernel):
     build(kernel, "bf16", **tiles)
-build(lightning_triton._walk_kernel, "fp32", HAS_STATE=True, BACKWARDS=False, **(tiles | {"PRECISION": "ieee"}))
+build(lightning_programs.walk_kernel, "fp32", HAS_STATE=True, BACKWARDS=False, **(tiles | {"PRECISION": "ieee"}))
 build(decode_triton._step_kernel, "bf16", WIDTH=width, COLUMNS=32)
 build(gated_norm_triton._forward_kernel, "bf16", BLOCK=8192)
 build(gated_norm_triton._backward_kernel, "bf16", BLOCK=8192)
@@ -54,7 +54,7 @@ build(gated_norm_triton._backward_kernel, "bf16", BLOCK=8192)
 HOPPER_SHARED_MEMORY = 227 * 1024
 
 
-@pytest.mark.parametrize("width", [64, 128], ids=["d64", "d128"])
+@pytest.mark.parametrize("width", [pytest.param(64, marks=pytest.mark.slow, id="d64"), pytest.param(128, id="d128")])
 def test_every_kernel_compiles_and_fits_into_shared_memory(width, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(

@@ -79,7 +79,9 @@ def assert_close(found, wanted, name, case):
     own = torch.finfo(found.dtype).eps / (2 if nearest else 1) if found.dtype != torch.float32 else 0.0
     sums = 2.0**-10 if narrow and not IS_INTERPRETED else 2e-6
     largest = float(wanted.abs().max())
-    torch.testing.assert_close(found.double(), wanted, rtol=own, atol=sums * largest, msg=lambda text: f"{name}: {text}")
+    torch.testing.assert_close(
+        found.double(), wanted, rtol=own, atol=sums * largest, msg=lambda text: f"{name}: {text}"
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
