@@ -4,7 +4,7 @@
     triton   this folder's kernels: on CUDA devices, whenever Triton is installed
     fla      flash-linear-attention's simple GLA, an independent second opinion: on CUDA devices, when asked for
 
-CISPO_KERNELS=<name> in the environment of every process asks for one of them, and whatever it lacks is then an error.
+CISPO_KERNELS=<name> in the environment when a process starts asks for one of them, and whatever it lacks is then an error.
 Triton and fla are imported when they are chosen and not before, so that the model runs where they are not installed.
 """
 
@@ -47,10 +47,16 @@ def kernels_for(x_THd: Tensor) -> Kernels | None:
 
     Raises ModelError if CISPO_KERNELS names kernels that are unknown, not installed or cannot serve such tensors.
     """
-    name = os.environ.get(VARIABLE)
-    if name is None and x_THd.device.type != "cuda":
+    name = asked()
+    if name is None and x_THd.is_cpu:
         return None
     return choose(name, x_THd.device, x_THd.dtype, x_THd.shape[-1])
+
+
+@functools.cache
+def asked() -> str | None:
+    """What CISPO_KERNELS names, read once: looking it up for every layer and token would cost microseconds."""
+    return os.environ.get(VARIABLE)
 
 
 @functools.cache

@@ -11,18 +11,28 @@ import torch
 
 from model import HybridCache, HybridConfig, HybridLM, ModelError
 from model.kernels import backend
-from model.kernels.backend import choose, kernels_for
+from model.kernels.backend import asked, choose, kernels_for
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
+def forget():
+    asked.cache_clear()
+    choose.cache_clear()
+
+
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch):
-    """No choice made before counts, and none is left behind."""
+def ask(monkeypatch):
+    """Sets CISPO_KERNELS, which is unset until then, as for a process that starts; no choice is left behind."""
+
+    def set_variable(name):
+        monkeypatch.setenv(backend.VARIABLE, name)
+        forget()
+
     monkeypatch.delenv(backend.VARIABLE, raising=False)
-    choose.cache_clear()
-    yield
-    choose.cache_clear()
+    forget()
+    yield set_variable
+    forget()
 
 
 def test_cpus_run_the_torch_code():
@@ -50,14 +60,14 @@ def test_cuda_devices_run_the_torch_code_without_triton(monkeypatch):
     assert choose(None, CUDA, torch.float32, 64) is None
 
 
-def test_torch_can_be_asked_for(monkeypatch):
-    monkeypatch.setenv(backend.VARIABLE, "torch")
+def test_torch_can_be_asked_for(ask):
+    ask("torch")
     assert kernels_for(torch.zeros(1, 1, 64)) is None
     assert choose("torch", CUDA, torch.float32, 64) is None
 
 
-def test_an_unknown_name_is_refused(monkeypatch):
-    monkeypatch.setenv(backend.VARIABLE, "tritn")
+def test_an_unknown_name_is_refused(ask):
+    ask("tritn")
     with pytest.raises(ModelError, match="CISPO_KERNELS names .* one of torch, triton, fla, but it is 'tritn'"):
         kernels_for(torch.zeros(1, 1, 64))
 
@@ -122,12 +132,12 @@ def model_results(device):
     return {name: value for name, value in results.items() if value is not None}
 
 
-def test_a_model_computes_the_same_with_the_triton_kernels(monkeypatch):
+def test_a_model_computes_the_same_with_the_triton_kernels(ask):
     pytest.importorskip("triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    monkeypatch.setenv(backend.VARIABLE, "torch")
+    ask("torch")
     wanted = model_results(device)
-    monkeypatch.setenv(backend.VARIABLE, "triton")
+    ask("triton")
     assert kernels_for(torch.zeros(1, 1, 16, device=device)).name == "triton"
     found = model_results(device)
     assert found.keys() == wanted.keys()
