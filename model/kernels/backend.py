@@ -4,7 +4,7 @@
     triton   this folder's kernels: on CUDA devices, whenever Triton is installed
     fla      flash-linear-attention's simple GLA, an independent second opinion: on CUDA devices, when asked for
 
-CISPO_KERNELS=<name> in the environment when a process starts asks for one of them, and whatever it lacks is then an error.
+CISPO_KERNELS=<name> in the environment when a process starts asks for one; whatever it lacks is then an error.
 Triton and fla are imported when they are chosen and not before, so that the model runs where they are not installed.
 """
 

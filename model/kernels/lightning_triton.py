@@ -39,13 +39,12 @@ CHUNK = 64
 MAX_TILE = 64
 """Width of the tiles that heads are cut into: a head of 128 has four independent tiles of state."""
 
-
 NUM_WARPS = 8
 """Per program. With 4, float32 products do not fit into registers (ptxas for sm_90 spills 664 bytes of the output
-kernel, and 88 with 8) and take six times as long to compile."""
+kernel, and 88 with 8) and take several times as long to compile."""
 
 IS_INTERPRETED: bool = triton.knobs.runtime.interpret
-"""The kernels below run in Triton's interpreter, on CPUs too; decided when this file is imported."""
+"""The kernels run in Triton's interpreter, on CPUs too; decided when triton is imported."""
 
 
 def supports(dtype: torch.dtype, head_dim: int) -> bool:

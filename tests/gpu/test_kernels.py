@@ -39,5 +39,8 @@ def test_fla_equals_the_definition_dk_above_all(width):
     """Corrupt dk with heads of 64 was reported for some compilers; fla's own states are bfloat16, hence the bound."""
     pytest.importorskip("fla")
     case = benchmark.Case((1, 63, 64, 257), width, torch.bfloat16)
-    errors = benchmark.errors(benchmark.implementations("cuda")["fla"], case, "cuda")
+    sides = benchmark.implementations("cuda")
+    if "fla" not in sides:
+        pytest.skip("this Triton miscompiles fla on this device, so the choice refuses it")
+    errors = benchmark.errors(sides["fla"], case, "cuda")
     assert max(errors.values()) <= 2.0**-5, errors
