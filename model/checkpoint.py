@@ -32,6 +32,7 @@ Stream = Iterator[tuple[str, Tensor]]
 MAX_SHARD_BYTES = 5 * 1000**3
 CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+NATIVE_NORM_EPS = 1e-6
 _DERIVED = ("slope_rate", "query_decay", "key_decay", "diagonal_decay", "inv_freq")
 _STACKED = re.compile(r"(.*\.(?:block_sparse_moe|mlp)\.experts)\.(gate_up_proj|down_proj)$")
 
@@ -119,16 +120,34 @@ def save_pretrained(
         if token is not None and not 0 <= token < lm.config.vocab_size:
             raise ModelError(f"{name} must be one of the model's {lm.config.vocab_size} token ids, not {token}.")
     config = lm.config.to_hf(layout) | tokens
-    if layout == "minimax" and lm.config.rotary_dim != lm.config.head_dim:
+    differences = _native_differences(lm.config) if layout == "minimax" else []
+    if differences:
         warnings.warn(
-            f"transformers' minimax ignores rotary_dim={lm.config.rotary_dim} and rotates all "
-            f"{lm.config.head_dim} dimensions of a head, so its logits will differ from this model's.",
+            f"transformers' minimax {'; it '.join(differences)}; so its logits will differ from this model's "
+            "(docs/transformers.md).",
             stacklevel=2,
         )
     with _replaced_model(folder) as new:
         _write_weights(lm, new, max_shard_bytes)
         _write_json(new / GENERATION_FILE, tokens)
         _write_json(new / CONFIG_FILE, config)
+
+
+def _native_differences(config: HybridConfig) -> list[str]:
+    """What transformers' `minimax` computes otherwise than this model and does not say; measured in tests."""
+    heads = config.num_attention_heads
+    differences = []
+    if config.rotary_dim != config.head_dim:
+        differences.append(
+            f"ignores rotary_dim={config.rotary_dim} and rotates all {config.head_dim} dimensions of a head"
+        )
+    if heads & (heads - 1):
+        differences.append(f"has other slopes for {heads} heads, which are no power of two")
+    if config.lightning_norm_eps != NATIVE_NORM_EPS:
+        differences.append(f"fixes the lightning norm's eps at {NATIVE_NORM_EPS}, not {config.lightning_norm_eps}")
+    if not config.postnorm:
+        differences.append("takes the residual after the norm, whatever postnorm says")
+    return differences
 
 
 @contextlib.contextmanager

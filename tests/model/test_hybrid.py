@@ -1,4 +1,4 @@
-"""The whole model: against transformers' `minimax`, against itself packed and unpacked, and through the cache."""
+"""The whole model: packed and unpacked, through the cache, and its heads. Oracles: test_oracle.py, test_equations.py."""
 
 from __future__ import annotations
 
@@ -40,55 +40,6 @@ def row(lengths, seed=0):
     tokens = torch.randint(0, TINY.vocab_size, (sum(lengths),), generator=generator)
     positions = torch.cat([torch.arange(length) for length in lengths])
     return tokens, positions, torch.tensor([0, *lengths]).cumsum(0)
-
-
-def oracle(lm, rotary_dim):
-    """transformers' model with the weights of `lm`; partial rotary by permuting rows and zeroing frequencies."""
-    from transformers import MiniMaxConfig, MiniMaxForCausalLM
-
-    values = lm.config.to_hf("minimax")
-    native = MiniMaxForCausalLM(MiniMaxConfig(**values)).double()
-    native.set_experts_implementation("eager")  # the default, a grouped product, has no float64
-    own = dict(lm.named_parameters())
-    half, width = rotary_dim // 2, lm.config.head_dim
-    order = torch.tensor(
-        [*range(half), *range(2 * half, half + width // 2), *range(half, 2 * half), *range(half + width // 2, width)]
-    )
-    with torch.no_grad():
-        for name, parameter in native.named_parameters():
-            weight = own[name.replace(".mlp.", ".block_sparse_moe.")]
-            if name.endswith(("q_proj.weight", "k_proj.weight")):
-                weight = weight.view(-1, width, weight.shape[1])[:, order].flatten(0, 1)
-            parameter.copy_(weight)
-        frequency = torch.zeros(width // 2)
-        frequency[:half] = lm.config.rope_theta ** (-2 * torch.arange(half) / rotary_dim)
-        native.model.rotary_emb.inv_freq = frequency
-    return native, order
-
-
-@pytest.mark.parametrize("rotary_dim", [8, 4], ids=["whole head rotated", "half of the head rotated"])
-def test_logits_gradients_and_aux_loss_equal_transformers(rotary_dim):
-    lm = make_lm(dataclasses.replace(TINY, rotary_dim=rotary_dim))
-    native, order = oracle(lm, rotary_dim)
-    tokens, positions, borders = row([50])
-    weight = torch.linspace(-1, 1, 50 * TINY.vocab_size, dtype=torch.float64).sin().view(50, -1)
-
-    routing = Routing()
-    logits = lm.logits(lm(tokens, positions, borders, routing))
-    ((logits * weight).sum() + routing.aux_loss()).backward()
-    wanted = native(tokens[None], output_router_logits=True)
-    ((wanted.logits[0] * weight).sum() + wanted.aux_loss).backward()
-
-    # transformers' norms and router weights are float32 even in a float64 model
-    torch.testing.assert_close(logits, wanted.logits[0], rtol=1e-4, atol=3e-5)
-    torch.testing.assert_close(routing.aux_loss(), wanted.aux_loss.double(), rtol=1e-6, atol=1e-6)
-    native_grads = {name: parameter.grad for name, parameter in native.named_parameters()}
-    for name, parameter in lm.named_parameters():
-        grad = parameter.grad
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            grad = grad.view(-1, TINY.head_dim, grad.shape[1])[:, order].flatten(0, 1)
-        wanted_grad = native_grads[name.replace(".block_sparse_moe.", ".mlp.")]
-        torch.testing.assert_close(grad, wanted_grad, rtol=1e-4, atol=3e-5 * float(wanted_grad.abs().max()), msg=name)
 
 
 def test_without_postnorm_the_residual_is_taken_before_the_norm():
