@@ -124,7 +124,11 @@ def by_equations(config, weights, sequences):
     """Logits of all tokens, and the router loss over all layers: E * sum of (share of tokens) * (mean probability)."""
     runs = [Equations(config, weights) for _ in sequences]
     logits = torch.stack(
-        [run.logits(token.item(), t) for run, tokens in zip(runs, sequences, strict=True) for t, token in enumerate(tokens)]
+        [
+            run.logits(token.item(), t)
+            for run, tokens in zip(runs, sequences, strict=True)
+            for t, token in enumerate(tokens)
+        ]
     )
     router = [entry for run in runs for entry in run.router]
     mean = torch.stack([prob for prob, _ in router]).mean(0)
