@@ -65,8 +65,9 @@ class HeldOutEvaluator:
         self.last_groups: list[Group] = []
 
     def evaluate(self) -> dict[str, float]:
-        """`eval/<task>/mean@k`, `eval/<task>/pass@k`, `eval/<task>/greedy`, and the probe's; `all` is the mean over tasks.
+        """`eval/<task>/mean@k`, `eval/<task>/pass@k`, `eval/<task>/greedy`; `all` is the mean over tasks.
 
+        With a probe, its metrics too.
         An answer that could not be scored is left out of its mean.
         """
         config = self.config
