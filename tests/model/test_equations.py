@@ -26,7 +26,7 @@ SHAPES = {
     "one lightning layer": {"num_hidden_layers": 1, "attn_type_list": (0,)},
     "residual before the norm": {"postnorm": False, "layernorm_mlp_beta": 0.5, "num_experts_per_tok": 3},
 }
-LENGTHS = [37, 1, 70]
+LENGTHS = [37, 1, 40]
 CLOSE = 1e-6
 """Slopes and rotary tables of ours are float32 in a float64 model."""
 
@@ -152,7 +152,7 @@ def test_a_packed_row_computes_the_equations_gradients_included(shape, oracle):
     wanted, aux_loss = by_equations(lm.config, weights, tokens.split(LENGTHS))
     ((wanted * direction).sum() + aux_loss).backward()
 
-    assert float((logits - wanted).abs().max()) < CLOSE
+    assert float((logits - wanted).detach().abs().max()) < CLOSE
     torch.testing.assert_close(routing.aux_loss(), aux_loss, rtol=1e-7, atol=0)
     for parameter in lm.parameters():
         parameter.data = parameter.grad  # so that gradients come under checkpoint names, too

@@ -100,22 +100,6 @@ def test_logp_does_not_depend_on_the_chunks(monkeypatch):
     torch.testing.assert_close(parts_grad, whole_grad)
 
 
-def test_a_cast_to_bfloat16_leaves_router_state_and_logits_wide():
-    lm = make_lm().float().to(torch.bfloat16)
-    assert lm.model.layers[0].block_sparse_moe.gate.weight.dtype == torch.float32
-    assert lm.model.layers[0].self_attn.qkv_proj.weight.dtype == torch.bfloat16
-    tokens, positions, borders = row([9, 4])
-    hidden = lm(tokens, positions, borders)
-    assert hidden.dtype == torch.bfloat16
-    assert lm.logits(hidden).dtype == torch.float32
-    assert lm.logp(hidden, tokens).dtype == torch.float32
-    cache = HybridCache(TINY, 2, 20, dtype=torch.bfloat16)
-    last = lm.prefill(tokens, borders, torch.tensor([0, 1]), cache)
-    assert last.dtype == torch.bfloat16
-    assert cache.states[0].dtype == torch.float32
-    assert lm.decode(tokens[:2], torch.tensor([0, 1]), cache).dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize("borders", [[0, 3], [1, 5], [5], [0, 5, 4], [0, 7, 5]])
 def test_borders_that_do_not_fit_the_row_are_refused(borders):
     tokens, positions, _ = row([5])
