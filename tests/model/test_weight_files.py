@@ -206,3 +206,14 @@ def test_the_library_reads_what_is_written_here(tmp_path, dtype):
     read = load_file(tmp_path / "x.safetensors")
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name], tensors[name]) and read[name].dtype == tensors[name].dtype for name in tensors)
+
+
+def test_every_tensor_begins_where_its_dtype_can_be_mapped(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": torch.ones(3, dtype=torch.bfloat16), "b": torch.ones(1), "c": torch.ones(1).double()})
+    content = path.read_bytes()
+    start = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8:start])
+    sizes = {"BF16": 2, "F32": 4, "F64": 8}
+    places = [(start + what["data_offsets"][0], sizes[what["dtype"]]) for what in list(header.values())[1:]]
+    assert len(places) == 3 and all(place % size == 0 for place, size in places)
