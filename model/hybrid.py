@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from model.cache import HybridCache, Turn
 from model.config import LIGHTNING, HybridConfig
 from model.errors import ModelError
-from model.head import Head
+from model.head import Coefficients, Head
 from model.lightning import LightningAttention, block_size
 from model.moe import MoE, Routing
 from model.norm import RMSNorm
@@ -131,6 +131,15 @@ class HybridLM(nn.Module):
     def logp_and_entropy(self, hidden_TD: Tensor, targets_T: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """`logp`, and the entropy in nats of each of these distributions, float32 [T] without gradient."""
         return self.lm_head.logp_and_entropy(hidden_TD, targets_T, temperature)
+
+    def weighted_logp(
+        self, hidden_TD: Tensor, targets_T: Tensor, coefficients: Coefficients, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """sum_t coefficient_t * logp_t with its gradient in one pass, and logp and entropy, float32 [T] without.
+
+        `coefficients` is asked chunk by chunk, (logp [t], place of the chunk) -> [t], and taken as constant.
+        """
+        return self.lm_head.weighted_logp(hidden_TD, targets_T, coefficients, temperature)
 
     @torch.no_grad()
     def prefill(self, tokens_T: Tensor, cu_seqlens: Tensor, slots_N: Tensor, cache: HybridCache) -> Tensor:
