@@ -36,6 +36,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/embedded.py
+	$(BIN)/python benchmarks/precision.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cispo.errors import ConfigError
 from cispo.protocols import RolloutSource
-from cispo.types import Group, Prompt
+from cispo.types import Group, Prompt, Trajectory
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,33 @@ class EvaluationConfig:
 
 
 Measure = Callable[[Group], float]
+Probe = Callable[[Trajectory], Mapping[str, float]]
+"""More metrics, from one trajectory that was sampled for the evaluation."""
 
 
 class HeldOutEvaluator:
-    """Implements the Evaluator protocol on the rollout workers, with whatever weights they have."""
+    """Implements the Evaluator protocol on the rollout workers, with whatever weights they have.
+
+    `probe` is shown the first trajectory of each evaluation: the learner's, which has the same weights then.
+    """
 
     def __init__(
         self,
         rollouts: RolloutSource,
         prompts: Sequence[Prompt],
         config: EvaluationConfig,
+        probe: Probe | None = None,
     ) -> None:
         self.rollouts = rollouts
         self.prompts = list(prompts)
         self.config = config
+        self.probe = probe
         self.last_groups: list[Group] = []
 
     def evaluate(self) -> dict[str, float]:
         """`eval/<task>/mean@k`, `eval/<task>/pass@k`, `eval/<task>/greedy`; `all` is the mean over tasks.
 
+        With a probe, its metrics too.
         An answer that could not be scored is left out of its mean.
         """
         config = self.config
@@ -68,6 +76,8 @@ class HeldOutEvaluator:
         self.last_groups = sampled
         metrics |= by_task(sampled, f"mean@{config.num_samples}", mean_correct)
         metrics |= by_task(sampled, f"pass@{config.pass_at}", lambda group: pass_at_k(group, config.pass_at))
+        if self.probe and sampled:
+            metrics |= self.probe(sampled[0].trajectories[0])
         if config.greedy:
             metrics |= by_task(self.rollouts.sample(self.prompts, num_samples=1, greedy=True), "greedy", mean_correct)
         return metrics

@@ -95,6 +95,9 @@ class Learner(Protocol):
     def weights(self) -> WeightStream:
         """The present weights, in the checkpoint's names."""
 
+    def probe(self, trajectory: Trajectory) -> Mapping[str, float]:
+        """`mismatch/<kind>`: where training and sampling differ on these tokens with the present weights."""
+
     def new_optimizer(self, config: OptimizerConfig) -> None:
         """Forget the moments and begin with these settings, as between cold start and RL."""
 

@@ -90,12 +90,13 @@ def make_parts(
     learner, workers = place_parts(config, place)
     service = make_service(config, data, workers)
     deadline_seconds = config.cluster.update_seconds
+    remote = RemoteLearner(learner, deadline_seconds=deadline_seconds)
     return Parts(
-        learner=RemoteLearner(learner, deadline_seconds=deadline_seconds),
+        learner=remote,
         rollouts=wrap(service),
         weights=ObjectStoreSync(learner, service, deadline_seconds=deadline_seconds),
         checkpoints=checkpoints,
-        evaluator=HeldOutEvaluator(service, data.held_out, config.evaluation),
+        evaluator=HeldOutEvaluator(service, data.held_out, config.evaluation, probe=remote.probe),
         tracker=tracker,
         decode=data.tokenizer.decode,
         records_per_step=config.tracking.rollouts_per_step,

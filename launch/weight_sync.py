@@ -11,7 +11,7 @@ from cispo.errors import CispoError, DeadlineExceeded, WorkerDied
 from cispo.learner.local import LocalLearner
 from cispo.optimizer import OptimizerConfig
 from cispo.protocols import RolloutSource, WeightStream
-from cispo.types import PackedBatch, UpdateResult, UpdateSettings
+from cispo.types import PackedBatch, Trajectory, UpdateResult, UpdateSettings
 from launch.actors import Handle
 from rollout.receiver import WeightPackage, make_package
 
@@ -54,6 +54,11 @@ class RemoteLearner:
         """See Learner."""
         stream: Iterator[tuple[str, Any]] = iter(self._call("weights"))
         return stream
+
+    def probe(self, trajectory: Trajectory) -> dict[str, float]:
+        """See Learner."""
+        metrics: dict[str, float] = self._call("probe", trajectory)
+        return metrics
 
     def new_optimizer(self, config: OptimizerConfig) -> None:
         """See Learner."""

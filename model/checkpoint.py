@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from model.checkpoint_names import NAMES, Names, Stream
 from model.config import HybridConfig
 from model.errors import ModelError
 from model.hybrid import HybridLM
+from model.weight_files import INDEX_FILE, WEIGHTS_FILE, WeightFiles, read_json, scan_folder, write_tensors
 
 MAX_SHARD_BYTES = 5 * 1000**3
 CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
-WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+NATIVE_NORM_EPS = 1e-6
 _DERIVED = ("slope_rate", "query_decay", "key_decay", "diagonal_decay", "inv_freq")
 
 
@@ -44,16 +44,16 @@ def load_weights(lm: HybridLM, stream: Stream) -> None:
     Raises ModelError, after the whole stream was read, that lists every missing, unknown and misshapen weight;
     those that fitted have then been written, so a caller that must keep the old weights calls `check_weights` first.
     """
-    _match(lm, stream, lambda place, tensor: place.copy_(tensor))
+    _refuse(_faults(lm, stream, lambda place, tensor: place.copy_(tensor)))
 
 
 def check_weights(lm: HybridLM, weights: Iterable[tuple[str, Tensor]]) -> None:
     """Raise ModelError if `load_weights` would, without writing any."""
-    _match(lm, iter(weights), lambda place, tensor: None)
+    _refuse(_faults(lm, iter(weights), lambda place, tensor: None))
 
 
-def _match(lm: HybridLM, stream: Stream, use: Callable[[Tensor, Tensor], object]) -> None:
-    """Give `use` every weight of `lm` with the tensor of its name; ModelError for all that do not fit."""
+def _faults(lm: HybridLM, stream: Stream, use: Callable[[Tensor, Tensor], object]) -> list[str]:
+    """Give `use` every weight of `lm` with the tensor of its name; what does not fit, a clause for each."""
     places = dict(stream_weights(lm))
     missing = set(places)
     faults = []
@@ -67,9 +67,13 @@ def _match(lm: HybridLM, stream: Stream, use: Callable[[Tensor, Tensor], object]
         else:
             use(places[name], tensor)
         missing.discard(name)
-    faults += [f"{name} is missing" for name in sorted(missing)]
+    return faults + [f"{name} is missing" for name in sorted(missing)]
+
+
+def _refuse(faults: list[str], where: str | Path = "") -> None:
     if faults:
-        raise ModelError("The weights must be those of the configured model, but " + "; ".join(faults) + ".")
+        weights = f"The weights in {where}" if where else "The weights"
+        raise ModelError(f"{weights} must be those of the configured model, but {'; '.join(faults)}.")
 
 
 def load_pretrained(
@@ -77,16 +81,66 @@ def load_pretrained(
 ) -> HybridLM:
     """Read a model folder: config.json and safetensors, in one file or sharded.
 
-    All weights take `dtype` but the router's, which are float32. Raises ModelError if a file is missing or
-    damaged, or if the weights are not those that the configuration asks for.
+    All weights take `dtype` but the router's, which are float32. They go one by one to `device`, so memory peaks at
+    the model and one tensor of its files.
+
+    Raises ModelError if there is no configuration; then, before a weight is read, with everything that is wrong with
+    files and tensors together: missing, damaged and cut off files, an index that is not theirs, missing, unknown and
+    misshapen tensors and those of a dtype that no weight has; then with the names of all weights that are not finite.
     """
     folder = Path(folder)
-    config = HybridConfig.from_hf(_read_json(folder / CONFIG_FILE))
+    config = HybridConfig.from_hf(read_json(folder / CONFIG_FILE))
     config = dataclasses.replace(config, param_dtype=str(dtype).removeprefix("torch."))
-    with torch.random.fork_rng(devices=[]):  # reading a file must not move the caller's random numbers
+    with torch.device(device), _Unset():
         lm = HybridLM(config)
-    load_weights(lm, _read_tensors(folder))
-    return lm.to(device)
+    files = scan_folder(folder)
+    _refuse(_file_faults(lm, files), folder)
+    load_weights(lm, ((name, entry.read()) for name, entry in files.entries.items() if not name.endswith(_DERIVED)))
+    _refuse(
+        [f"{name} has numbers that are not finite" for name, weight in stream_weights(lm) if not _finite(weight)],
+        folder,
+    )
+    return lm
+
+
+class _Unset(TorchFunctionMode):
+    """New weights stay as memory happens to be: files replace them, so random numbers would be a waste, and drawing
+    them would move the caller's. (Building on "meta" instead takes 153 MB and 5 s of imports for its `normal_`.)
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _FILLS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+_FILLS = {Tensor.normal_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
+
+
+def _file_faults(lm: HybridLM, files: WeightFiles) -> list[str]:
+    """All faults that the headers show. What cannot be read is one already, so it is not called missing, too."""
+
+    def stand_ins() -> Stream:
+        for name, entry in files.entries.items():
+            yield name, torch.empty(entry.shape, device="meta")
+
+    excused = {name for stacked in files.unreadable for name in _names_in(stacked, lm)}
+    faults = _faults(lm, stand_ins(), lambda place, tensor: None)
+    hidden = {f"{name} is missing" for name, _ in stream_weights(lm) if not files.is_complete or name in excused}
+    return files.faults + [fault for fault in faults if fault not in hidden]
+
+
+def _names_in(name: str, lm: HybridLM) -> Iterator[str]:
+    """The checkpoint names of a tensor of unknown shape: those of all experts if it is a stack."""
+    stack = torch.empty(lm.config.num_local_experts, 2, 1, device="meta")
+    return (each for each, _ in _names(lm).in_files(iter([(name, stack)])))
+
+
+def _finite(weight: Tensor) -> bool:
+    least, largest = torch.aminmax(weight)
+    return bool(torch.isfinite(least) & torch.isfinite(largest))
 
 
 def save_pretrained(
@@ -103,8 +157,9 @@ def save_pretrained(
 
     MiniMax has "minimax_m1" (original) and "minimax" (transformers); the weights have the same names in both, because
     transformers writes the original names too. Ring-linear has "bailing_moe_linear". Models larger than
-    `max_shard_bytes` are split into files with an index. The token ids go into config.json and generation_config.json,
-    where other software looks for them: without `eos_token_id` its generation runs to the length limit.
+    `max_shard_bytes` are split into files with an index; whatever it is, memory holds one tensor beside the model. The
+    token ids go into config.json and generation_config.json, where other software looks for them: without
+    `eos_token_id` its generation runs to the length limit.
 
     A model that is in the folder already is replaced and any other file kept. Whoever is killed while writing leaves
     the old model, the new one, or a folder without config.json, which `load_pretrained` refuses; never a mixture.
@@ -116,16 +171,34 @@ def save_pretrained(
         if token is not None and not 0 <= token < lm.config.vocab_size:
             raise ModelError(f"{name} must be one of the model's {lm.config.vocab_size} token ids, not {token}.")
     config = lm.config.to_hf(lm.config.layouts[0] if layout is None else layout) | tokens
-    if layout == "minimax" and lm.config.rotary_dim != lm.config.head_dim:
+    differences = _native_differences(lm.config) if layout == "minimax" else []
+    if differences:
         warnings.warn(
-            f"transformers' minimax ignores rotary_dim={lm.config.rotary_dim} and rotates all "
-            f"{lm.config.head_dim} dimensions of a head, so its logits will differ from this model's.",
+            f"transformers' minimax {'; it '.join(differences)}; so its logits will differ from this model's "
+            "(docs/transformers.md).",
             stacklevel=2,
         )
     with _replaced_model(folder) as new:
         _write_weights(lm, new, max_shard_bytes)
         _write_json(new / GENERATION_FILE, tokens)
         _write_json(new / CONFIG_FILE, config)
+
+
+def _native_differences(config: HybridConfig) -> list[str]:
+    """What transformers' `minimax` computes otherwise than this model and does not say; measured in tests."""
+    heads = config.num_attention_heads
+    differences = []
+    if config.rotary_dim != config.head_dim:
+        differences.append(
+            f"ignores rotary_dim={config.rotary_dim} and rotates all {config.head_dim} dimensions of a head"
+        )
+    if heads & (heads - 1):
+        differences.append(f"has other slopes for {heads} heads, which are no power of two")
+    if config.lightning_norm_eps != NATIVE_NORM_EPS:
+        differences.append(f"fixes the lightning norm's eps at {NATIVE_NORM_EPS}, not {config.lightning_norm_eps}")
+    if not config.postnorm:
+        differences.append("takes the residual after the norm, whatever postnorm says")
+    return differences
 
 
 @contextlib.contextmanager
@@ -154,8 +227,7 @@ def _write_weights(lm: HybridLM, folder: Path, max_shard_bytes: int) -> None:
     shards = _plan_shards(lm, max_shard_bytes)
     weights = dict(stream_weights(lm))
     for file, names in shards.items():
-        tensors = {name: weights[name].clone(memory_format=torch.contiguous_format) for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        write_tensors(folder / file, {name: weights[name] for name in names})
     if len(shards) > 1:
         total = sum(weight.numel() * weight.element_size() for weight in weights.values())
         weight_map = {name: file for file, names in shards.items() for name in names}
@@ -180,42 +252,6 @@ def _plan_shards(lm: HybridLM, max_bytes: int) -> dict[str, list[str]]:
     if len(shards) == 1:
         return {WEIGHTS_FILE: shards[0]}
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
-
-
-def _read_tensors(folder: Path) -> Stream:
-    """Every tensor of a model folder, one at a time; reads what the index names, else the only file."""
-    if (folder / INDEX_FILE).exists():
-        index = _read_json(folder / INDEX_FILE)
-        if not isinstance(index.get("weight_map"), dict):
-            raise ModelError(f"{folder / INDEX_FILE} must have a weight_map; download or export the model again.")
-        files = sorted(set(index["weight_map"].values()))
-    else:
-        files = [WEIGHTS_FILE]
-    for file in files:
-        yield from _read_file(folder / file)
-
-
-def _read_file(path: Path) -> Stream:
-    if not path.is_file():
-        raise ModelError(f"A model folder needs its weights, but {path} does not exist; check the path.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  (a safetensors handle is no mapping)
-                yield name, file.get_tensor(name)
-    except SafetensorError as error:
-        raise ModelError(f"{path} is damaged ({error}); download or export the model again.") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ModelError(f"A model folder needs {path.name}, but {path} does not exist; check the path.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON ({error}); download or export the model again.") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{path} must hold a JSON object, not a {type(values).__name__}.")
-    return values
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -135,20 +135,23 @@ class HybridLM(nn.Module):
     @torch.no_grad()
     def decode(self, tokens_N: Tensor, slots_N: Tensor, cache: HybridCache) -> Tensor:
         """Append one token to each of N different slots; hidden states [N, D]. Raises ModelError without room."""
-        length_N = cache.length_S[slots_N]
-        longest = cache.check_room(slots_N, torch.ones_like(length_N))
-        cos, sin = rotary_tables(length_N, self.config.rotary_dim, self.config.rope_theta)
-        turn = Turn(slots_N, cache.run(slots_N), length_N, longest, cos, sin)
+        turn = self._turn(slots_N, cache)
         x = self.model.embed_tokens(tokens_N)
         for layer in self._layers:
             x = layer.decode(x, turn, cache)
-        cache.length_S[slots_N] = length_N + 1
+        cache.length_S[slots_N] = turn.length_N + 1
         hidden: Tensor = self.model.norm(x)
         return hidden
 
     @property
     def _layers(self) -> list[Layer]:
         return cast(list[Layer], list(self.model.layers))
+
+    def _turn(self, slots_N: Tensor, cache: HybridCache) -> Turn:
+        length_N = cache.length_S[slots_N]
+        longest = cache.check_room(slots_N, torch.ones_like(length_N))
+        cos, sin = rotary_tables(length_N, self.config.rotary_dim, self.config.rope_theta)
+        return Turn(slots_N, cache.run(slots_N), length_N, longest, cos, sin)
 
     def _row(self, positions_T: Tensor, cu_seqlens: Tensor, is_fresh: bool = True, share: Share | None = None) -> Row:
         num_tokens = len(positions_T)

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -22,7 +23,7 @@ from launch.compose import compose
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PACKAGES = ("cispo", "configs", "launch", "model", "rewards", "rollout", "sandbox")
-PAGE_NAMES = ("algorithm", "api", "configs", "kernels", "map", "models")
+PAGE_NAMES = ("algorithm", "api", "configs", "kernels", "map", "models", "precision", "transformers")
 PAGES = [DOCS / f"{name}.md" for name in PAGE_NAMES] + sorted(DOCS.glob("decisions/*.md"))
 
 
@@ -86,6 +87,14 @@ def test_the_reference_is_that_of_the_code(generator):
     assert generator.with_tables(page, generator.reference()) == page, (
         "docs/configs.md is out of date: run `python docs/generate_configs.py`"
     )
+
+
+def test_the_precision_page_shows_the_recorded_numbers(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import precision
+
+    page = precision.PAGE.read_text()
+    assert precision.with_tables(page, json.loads(precision.RESULTS.read_text())) == page
 
 
 def test_the_reference_takes_the_defaults_of_the_group_and_not_of_its_class(generator):

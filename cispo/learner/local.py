@@ -14,9 +14,13 @@ from cispo.learner.row import RowOutput, row_loss
 from cispo.metrics import merge_all
 from cispo.optimizer import OptimizerConfig
 from cispo.protocols import WeightStream
-from cispo.types import PackedBatch, UpdateResult, UpdateSettings
+from cispo.types import PackedBatch, Trajectory, UpdateResult, UpdateSettings
 from model import HybridLM, save_pretrained
 from model.checkpoint import stream_weights
+from model.mismatch import mismatch_by_kind
+
+PROBE_ACTIONS = 32
+"""Actions that a probe decodes one by one: 0.3 s for the embedded default on one busy core."""
 
 
 class LocalLearner:
@@ -84,6 +88,13 @@ class LocalLearner:
         self._fresh_weights = True
         for name, tensor in stream_weights(self.lm):
             yield name, tensor.detach().cpu().numpy()
+
+    def probe(self, trajectory: Trajectory) -> dict[str, float]:
+        """See Learner; on the prompt and the first actions. The model of this process runs both sides."""
+        num_prefill = int(trajectory.action_mask_T.argmax())
+        tokens_T = torch.from_numpy(trajectory.token_ids_T[: num_prefill + PROBE_ACTIONS]).to(self.lm.device)
+        found = mismatch_by_kind(self.lm, tokens_T, num_prefill)
+        return {f"mismatch/{kind}": difference for kind, difference in found.items()}
 
     def save(self, folder: Path) -> None:
         """Weights as safetensors, optimizer as a torch file of tensors and numbers only."""

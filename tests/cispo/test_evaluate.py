@@ -73,6 +73,16 @@ def test_the_evaluator_measures_sampled_and_greedy_answers(make_group, greedy):
     assert len(evaluator.last_groups[0].scores) == 4
 
 
+def test_a_probe_is_shown_one_sampled_trajectory(make_group):
+    shown = []
+    prompts = [make_group(i, (0.0,)).prompt for i in range(2)]
+    config = EvaluationConfig(num_samples=4, pass_at=2)
+    rollouts = AnsweringRollouts(make_group)
+    evaluator = HeldOutEvaluator(rollouts, prompts, config, probe=lambda x: shown.append(x) or {"mismatch/moe": 0.1})
+    assert evaluator.evaluate()["mismatch/moe"] == 0.1
+    assert shown == [evaluator.last_groups[0].trajectories[0]]
+
+
 @pytest.mark.parametrize("values", [{"pass_at": 5}, {"num_samples": 0}, {"num_prompts": 0}, {"pass_at": 0}])
 def test_counts_that_cannot_be_measured_are_refused(values):
     with pytest.raises(ConfigError, match="pass_at <= num_samples; got"):

@@ -18,6 +18,7 @@ from cispo.packing import pack
 from cispo.types import PackedRow, UpdateSettings
 from model import load_pretrained
 from model.checkpoint import load_weights
+from model.mismatch import mismatch_by_kind
 
 OPTIMIZER = OptimizerConfig(betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1)
 SETTINGS = UpdateSettings(lr=1e-2, ratio_cap=1.5, max_grad_norm=0.1, temperature=0.7)
@@ -344,6 +345,16 @@ def test_mismatch_of_a_faithful_sampler_is_rounding(make_lm, make_group):
     assert float(metrics["mismatch/logp_abs_diff_max"]) < 1e-5
     assert 0 <= float(metrics["mismatch/kl"]) < 1e-10
     assert float(metrics["mismatch/prob_pearson"]) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_probe_compares_the_two_sides_on_the_prompt_and_the_first_actions(make_lm, make_group):
+    learner = make_learner(make_lm)
+    trajectory = make_group(0, (1.0,), num_actions=60).trajectories[0]
+    tokens = torch.from_numpy(trajectory.token_ids_T)
+    wanted = mismatch_by_kind(learner.lm, tokens[:34], 2)
+    assert learner.probe(trajectory) == {f"mismatch/{kind}": value for kind, value in wanted.items()}
+    assert wanted != mismatch_by_kind(learner.lm, tokens, 2)
+    assert wanted != mismatch_by_kind(learner.lm, tokens[:34], 34)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from cispo.learner.local import LocalLearner
 from cispo.timer import Timer
 from cispo.trainer import Parts, TrainerConfig, train
 from cispo.types import Harvest, Progress, Score, Verdict
+from model.mismatch import KINDS
 
 TASKS, REWARD_PARTS = ("chain", "program"), ("answer", "length")
 METRICS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().split("## A line of rollouts")[0]
@@ -70,12 +71,14 @@ class Surroundings:
 def logged(make_lm, make_group):
     rollouts, around = Rollouts(make_group), Surroundings()
     prompts = [rollouts.make(task, 0).prompt for task in TASKS]
+    learner = LocalLearner(make_lm(), LearnerConfig())
+    evaluation = EvaluationConfig(num_samples=4, pass_at=2)
     parts = Parts(
-        learner=LocalLearner(make_lm(), LearnerConfig()),
+        learner=learner,
         rollouts=rollouts,
         weights=around,
         checkpoints=around,
-        evaluator=HeldOutEvaluator(rollouts, prompts, EvaluationConfig(num_samples=4, pass_at=2)),
+        evaluator=HeldOutEvaluator(rollouts, prompts, evaluation, probe=learner.probe),
         tracker=around,
         decode=str,
     )
@@ -99,6 +102,7 @@ def filled_in(name, row):
         "<part>": REWARD_PARTS,
         "<name>": [verdict.value for verdict in Verdict],
         "<set>": (*TASKS, "all"),
+        "<kind>": KINDS,
         "<phase>": [phase for phase in phases if phase != "sft"],  # logged before the loop, by the cold start
     }
     (placeholder,) = re.findall(r"<\w+>", name) or [""]
@@ -120,7 +124,7 @@ def test_every_documented_name_is_logged(logged, name, row):
 
 
 def test_step_zero_is_the_evaluation_alone(logged):
-    assert {name.split("/")[0] for name in logged[0]} == {"eval", "timing_s"}
+    assert {name.split("/")[0] for name in logged[0]} == {"eval", "mismatch", "timing_s"}
 
 
 def test_no_name_is_documented_twice_and_no_cell_is_empty():

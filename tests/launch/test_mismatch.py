@@ -3,6 +3,7 @@
 import json
 
 from launch.cli import main
+from model.mismatch import KINDS
 
 
 def test_the_learner_recomputes_the_behaviour_log_probabilities_of_every_token(tmp_path, small):
@@ -15,6 +16,8 @@ def test_the_learner_recomputes_the_behaviour_log_probabilities_of_every_token(t
     assert main(["train", *small(tmp_path, *more, *window)]) == 0
     steps = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()][1:]
     assert len(steps) == 4
+    evaluated = [step for step in steps if "mismatch/head" in step]
+    assert evaluated and all(0 <= step[f"mismatch/{kind}"] < 2e-6 for step in evaluated for kind in KINDS)
     for step in steps:
         assert step["tokens/trained"] > 100
         assert step["mismatch/logp_abs_diff_max"] < 1e-4

@@ -23,17 +23,6 @@ def prefilled(lm, slot, tokens, slots=6, length=20):
     return cache
 
 
-def test_a_fork_continues_like_a_separate_prefill(lm):
-    prompt = [3, 1, 4, 1, 5]
-    cache = prefilled(lm, 2, prompt)
-    cache.fork(2, [0, 5])
-    continued = lm.decode(torch.tensor([7, 8, 7]), torch.tensor([0, 5, 2]), cache)
-    for slot, token, hidden in zip([0, 5, 2], [7, 8, 7], continued, strict=True):
-        alone = prefilled(lm, slot, prompt)
-        torch.testing.assert_close(lm.decode(torch.tensor([token]), torch.tensor([slot]), alone)[0], hidden)
-    assert cache.length_S.tolist() == [6, 0, 6, 0, 0, 6]
-
-
 def test_a_reset_slot_is_like_a_new_one(lm):
     cache = prefilled(lm, 1, [9, 9, 9, 2])
     cache.reset([1])

@@ -85,16 +85,6 @@ def test_gradients_equal_the_recurrence(lengths):
         torch.testing.assert_close(fast, slow, rtol=1e-8, atol=1e-8)
 
 
-def test_two_pieces_with_the_state_between_them_equal_one_piece():
-    q, k, v, state = inputs([70])
-    slope = torch.tensor([0.3, 0.01], dtype=torch.float64)
-    whole, final = lightning_attention(q, k, v, slope, None, state)
-    first, between = lightning_attention(q[:37], k[:37], v[:37], slope, None, state)
-    second, last = lightning_attention(q[37:], k[37:], v[37:], slope, None, between)
-    torch.testing.assert_close(torch.cat([first, second]), whole)
-    torch.testing.assert_close(last, final)
-
-
 def test_the_strongest_decay_does_not_overflow_in_float32():
     lengths = [600]
     q, k, v, state = inputs(lengths, dtype=torch.float32)
