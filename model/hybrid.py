@@ -166,7 +166,8 @@ class HybridLM(nn.Module):
         length_N = cache.length_S[slots_N]
         longest = cache.check_room(slots_N, torch.ones_like(length_N))
         cos, sin = rotary_tables(length_N, self.config.rotary_dim, self.config.rope_theta)
-        turn = Turn(slots_N, cache.run(slots_N), length_N, longest, cos, sin)
+        parts = cache.parts(slots_N, length_N, longest)
+        turn = Turn(slots_N, cache.run(slots_N), length_N, parts, cos, sin)
         x = self.model.embed_tokens(tokens_N)
         for layer in self._layers:
             x = layer.decode(x, turn, cache)
