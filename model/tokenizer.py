@@ -159,8 +159,8 @@ class Tokenizer:
                 break
             stop = max(stop, match.end())
         while stop < len(text) and text[stop:] not in beginnings:
-            match = words.match(text, stop)
-            stop = match.end() if match else stop + 1
+            word = words.match(text, stop)
+            stop = word.end() if word else stop + 1
         return stop
 
     @cached_property

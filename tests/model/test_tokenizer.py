@@ -86,7 +86,10 @@ def test_a_tokenizer_with_merges_gets_the_whole_text():
     from tokenizers import Tokenizer as Raw
     from tokenizers import models, pre_tokenizers
 
-    vocab = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {"ab": 256, "<e>": 257}
+    vocab = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {
+        "ab": 256,
+        "<e>": 257,
+    }
     raw = Raw(models.BPE(vocab=vocab, merges=[("a", "b")]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     merged = Tokenizer(raw, eos_token="<e>")
