@@ -136,6 +136,10 @@ class HybridEngine:
         """Some sequence is running or waiting, or has ended and was not yet returned by `step`."""
         return bool(self._groups or self._undelivered) or self.num_running > 0
 
+    def is_under_way(self, request_id: str) -> bool:
+        """Some member of the request has not ended."""
+        return request_id in self._requests
+
     def submit(self, requests: Iterable[Request]) -> None:
         """Queue requests in order. Raises InvalidRequest, and then queues none of them."""
         accepted: dict[str, Request] = {}
@@ -209,9 +213,9 @@ class HybridEngine:
         num_sent = 0
         try:
             while (ended := self._step_for(request_id)) is None:
-                token_ids = self._tokens_so_far(request_id)
-                yield token_ids[num_sent:].tolist()
-                num_sent = len(token_ids)
+                token_ids = self._tokens_since(request_id, num_sent).tolist()
+                yield token_ids
+                num_sent += len(token_ids)
             yield ended.token_ids[num_sent:].tolist()
             if ended.failed:
                 raise CispoError(f"Request {request_id!r} could not go on: {ended.failed}.")
@@ -452,9 +456,9 @@ class HybridEngine:
         self._undelivered += [completion for completion in ended if completion.request_id != request_id]
         return next((completion for completion in ended if completion.request_id == request_id), None)
 
-    def _tokens_so_far(self, request_id: str) -> Ints:
-        """New token ids of a request with one sample; empty while it waits."""
+    def _tokens_since(self, request_id: str, first: int) -> Ints:
+        """New token ids, from number `first` on, of a request with one sample; empty while it waits."""
         for slot, occupant in self._slots.occupied():
             if occupant.request_id == request_id:
-                return self._slots.read(slot)[0]
+                return self._slots.new_tokens(slot, first)
         return np.empty(0, dtype=np.int64)

@@ -129,6 +129,10 @@ class Slots:
             self._version_ST[slot, :num].copy(),
         )
 
+    def new_tokens(self, slot: int, first: int) -> Ints:
+        """A copy of the sequence's token ids from number `first` on."""
+        return self._token_ST[slot, first : self._num_S[slot]].copy()
+
     def running(self) -> Lanes:
         """All slots whose sequences have begun."""
         if self._running is None:
