@@ -259,12 +259,12 @@ class HybridEngine:
                 fresh += [member for member in group.waiting if member not in group.paused]
                 reading = group.reading
         for slot, occupant in self._slots.occupied():
-            if occupant.request_id == request_id:
-                if self._slots.has_begun(slot):
-                    members[occupant.member] = self._slots.pause(slot, self._cache.snapshot(slot))
-                else:
-                    fresh.append(occupant.member)
-                    reading = self._cache.snapshot(slot)
+            if occupant.request_id == request_id and self._slots.has_begun(slot):
+                members[occupant.member] = self._slots.pause(slot, self._cache.snapshot(slot))
+        for group, read in self._readings:
+            if group.request.id == request_id:
+                fresh.append(self._slots.occupant(read.slot).member)
+                reading = self._cache.snapshot(read.slot) if read.num_read else {}
         return PausedRequest(self._requests[request_id], sorted(fresh), members, reading).to_state()
 
     def resume(self, state: ModelState) -> None:
@@ -347,7 +347,7 @@ class HybridEngine:
             if entries and budget < 0:
                 break
             ended += self._seat_paused(group)
-            if is_long and group.waiting and self._slots.num_free:
+            if is_long and group.waiting and not group.paused and self._slots.num_free:
                 self._groups.popleft()
                 ended += self._begin_reading(group)
                 continue
