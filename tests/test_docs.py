@@ -22,7 +22,7 @@ from launch.compose import compose
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PACKAGES = ("cispo", "configs", "launch", "model", "rewards", "rollout", "sandbox")
-PAGES = [DOCS / name for name in ("algorithm.md", "api.md", "configs.md", "map.md")] + sorted(
+PAGES = [DOCS / name for name in ("algorithm.md", "api.md", "configs.md", "long_context.md", "map.md")] + sorted(
     DOCS.glob("decisions/*.md")
 )
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import main
+from launch.cli import main, make_parser
+from launch.inference import generate_text, text_of
 
 
 @pytest.fixture
