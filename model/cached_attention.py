@@ -15,9 +15,6 @@ from torch import Tensor
 MAX_WHOLE = 1 << 22
 """Scores that are made at once, whatever the device; what decodes and short prompts need is far below."""
 
-QUERIES = 256
-"""New tokens in a block."""
-
 BLOCK = {"cpu": 1 << 19}
 """Scores in a block: on a CPU what its second-level cache holds, elsewhere MAX_BLOCK."""
 
@@ -39,7 +36,17 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor, before_n: Tensor) -> Tensor:
     place_nL = before_n[:, None] + torch.arange(q.shape[3], device=q.device)
     if q[..., 0].numel() * k.shape[2] <= MAX_WHOLE:
         return attend_whole(q, k, v, place_nL)
-    return attend_in_blocks(q, k, v, place_nL, QUERIES, BLOCK.get(q.device.type, MAX_BLOCK))
+    rows = q[:, :, :, 0, 0].numel()
+    return attend_in_blocks(q, k, v, place_nL, *block_shape(rows, BLOCK.get(q.device.type, MAX_BLOCK)))
+
+
+def block_shape(rows: int, block: int) -> tuple[int, int]:
+    """New tokens and keys of a block of about `block` scores, for `rows` heads of all sequences together.
+
+    Not fewer than 16 by 128, or starting the products would cost more than doing them.
+    """
+    queries = min(256, max(16, block // (512 * rows)))
+    return queries, max(128, block // (rows * queries))
 
 
 def attend_whole(q: Tensor, k: Tensor, v: Tensor, place_nL: Tensor) -> Tensor:
@@ -51,10 +58,8 @@ def attend_whole(q: Tensor, k: Tensor, v: Tensor, place_nL: Tensor) -> Tensor:
     return (weight.flatten(2, 3) @ v).unflatten(2, (groups, length))
 
 
-def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, place_nL: Tensor, queries: int, block: int) -> Tensor:
-    """`attend_whole` with at most `block` scores at a time, of `queries` new tokens (but at least one key)."""
-    rows = q[:, :, :, :queries, 0].numel()
-    keys = max(1, block // rows)
+def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, place_nL: Tensor, queries: int, keys: int) -> Tensor:
+    """`attend_whole` with the scores of `queries` new tokens and `keys` keys at a time."""
     outs = [
         _attend_rows(q_block, k, v, place, keys)
         for q_block, place in zip(q.split(queries, dim=3), place_nL.split(queries, dim=1), strict=True)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from model import HybridCache, HybridConfig, HybridLM, cached_attention
 from model import cache as cache_module
-from model.cached_attention import attend_cached, attend_in_blocks, attend_whole
+from model.cached_attention import attend_cached, attend_in_blocks, attend_whole, block_shape
 
 torch.set_num_threads(1)
 
@@ -41,21 +41,21 @@ def native(q, k, v, before_n):
 @pytest.mark.parametrize(
     ("before", "length"), [((0,), 17), ((50,), 33), ((0, 7, 90), 20), ((31, 32, 33), 1)], ids=lambda value: str(value)
 )
-@pytest.mark.parametrize(("queries", "block"), [(1, 1), (5, 64), (16, 600), (100, 10**6)])
-def test_blocks_give_what_torch_gives(before, length, queries, block):
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (5, 7), (16, 40), (100, 1000)])
+def test_blocks_give_what_torch_gives(before, length, queries, keys):
     q, k, v, before_n = example(before, length, dtype=torch.float64)
     wanted = native(q, k, v, before_n)
     place_nL = before_n[:, None] + torch.arange(length)
     scaled = q * q.shape[-1] ** -0.5
     torch.testing.assert_close(attend_whole(scaled, k, v, place_nL), wanted)
-    torch.testing.assert_close(attend_in_blocks(scaled, k, v, place_nL, queries, block), wanted)
+    torch.testing.assert_close(attend_in_blocks(scaled, k, v, place_nL, queries, keys), wanted)
 
 
 def test_scores_far_apart_do_not_overflow():
     q, k, v, before_n = example((40,), 9)
     q *= 1e4  # scores of some 1e4: exp of one of them alone is infinite
     place_nL = before_n[:, None] + torch.arange(9)
-    blocks = attend_in_blocks(q, k, v, place_nL, 4, 30)
+    blocks = attend_in_blocks(q, k, v, place_nL, 4, 10)
     assert blocks.isfinite().all()
     torch.testing.assert_close(blocks, attend_whole(q, k, v, place_nL))
 
@@ -65,7 +65,7 @@ def test_bfloat16_adds_up_in_float32():
     q, k, _, before_n = example((3000,), 4, dtype=torch.bfloat16)
     v = torch.rand_like(k) + 1
     place_nL = before_n[:, None] + torch.arange(4)
-    out = attend_in_blocks(torch.zeros_like(q), k, v, place_nL, 4, 24 * 5)
+    out = attend_in_blocks(torch.zeros_like(q), k, v, place_nL, 4, 5)
     means = torch.stack([v[:, :, : place + 1].double().mean(2) for place in place_nL[0].tolist()], dim=2)
     assert (out.double() - means[:, :, None]).abs().max() < 2 * 2**-8
 
@@ -81,11 +81,16 @@ def test_no_more_scores_than_a_block_are_ever_made(monkeypatch):
 
     monkeypatch.setattr(cached_attention, "_hidden", watched)
     monkeypatch.setattr(cached_attention, "MAX_WHOLE", 1000)
-    monkeypatch.setattr(cached_attention, "QUERIES", 8)
-    monkeypatch.setitem(cached_attention.BLOCK, "cpu", 512)
-    q, k, v, before_n = example((100, 3), 64)
+    monkeypatch.setitem(cached_attention.BLOCK, "cpu", 30_000)
+    q, k, v, before_n = example((400, 3), 64)
     torch.testing.assert_close(attend_cached(q, k, v, before_n), native(q, k, v, before_n))
-    assert made and max(made) * q.shape[1] * q.shape[2] <= 512
+    assert made and max(made) * q.shape[1] * q.shape[2] <= 30_000 < q[..., 0].numel() * 464
+
+
+def test_blocks_never_become_too_small_to_be_worth_starting():
+    assert block_shape(rows=4, block=1 << 19) == (256, 512)  # the tiny policy
+    assert block_shape(rows=64, block=1 << 19) == (16, 512)  # MiniMax-M1's heads, one prompt
+    assert block_shape(rows=4096, block=1 << 19) == (16, 128)  # ... and 64 prompts
 
 
 # --- the same inside the model ----------------------------------------------------------------------------------------
