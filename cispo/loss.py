@@ -106,30 +106,79 @@ def cispo_loss(
     Raises:
         ConfigError: a cap or mask_above below 1, a floor or mask_below outside [0, 1].
     """
-    check_band(ratio_cap, ratio_floor)
-    check_mask(mask_above, mask_below)
-    mask_T = mask_T.bool()
-    finite_T = mask_T & torch.isfinite(behaviour_logp_T)
+    band = Band(ratio_cap, ratio_floor, mask_above, mask_below)
+    credit = token_credit(logp_T, behaviour_logp_T, advantage_T, weight_T, mask_T, band)
     # `where` and not a product: 0 * NaN is NaN, in the value and in the gradient.
-    logp_T = torch.where(finite_T, logp_T, 0.0)
-    log_ratio_T = (logp_T - torch.where(finite_T, behaviour_logp_T, 0.0)).detach().clamp(max=MAX_LOG_RATIO)
+    loss = -(credit.coefficient_T * torch.where(credit.used_T, logp_T, 0.0)).sum()
+    return LossOutput(loss, ratio_metrics(credit, mask_T, band))
+
+
+@dataclass(frozen=True)
+class Band:
+    """Which importance ratios count, and how; raises ConfigError for one that cannot be meant.
+
+    Attributes:
+        ratio_cap, ratio_floor: the ratio is clipped into [ratio_floor, ratio_cap].
+        mask_above, mask_below: the unified mask's ratios; the defaults switch it off.
+    """
+
+    ratio_cap: float
+    ratio_floor: float = 0.0
+    mask_above: float = math.inf
+    mask_below: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_band(self.ratio_cap, self.ratio_floor)
+        check_mask(self.mask_above, self.mask_below)
+
+
+@dataclass(frozen=True)
+class TokenCredit:
+    """What the objective makes of each token; constants to the gradient, all [T].
+
+    Attributes:
+        coefficient_T: weight * clipped ratio * advantage, 0 where dropped; the loss is minus the sum of it times logp.
+        log_ratio_T: logp - behaviour_logp, at most MAX_LOG_RATIO; 0 where not used.
+        used_T: bool, in the mask and with a finite behaviour log-probability.
+        outward_T: bool, dropped by the unified mask.
+    """
+
+    coefficient_T: Tensor
+    log_ratio_T: Tensor
+    used_T: Tensor
+    outward_T: Tensor
+
+
+@torch.no_grad()
+def token_credit(
+    logp_T: Tensor, behaviour_logp_T: Tensor, advantage_T: Tensor, weight_T: Tensor, mask_T: Tensor, band: Band
+) -> TokenCredit:
+    """What each token's log-probability is multiplied with; arguments as in `cispo_loss`.
+
+    No token needs another, so any piece of a row can be asked for as soon as its log-probabilities are known: a head
+    that works in chunks has the whole gradient of a chunk there and then.
+    """
+    used_T = mask_T.bool() & torch.isfinite(behaviour_logp_T)
+    log_ratio_T = torch.where(used_T, logp_T - behaviour_logp_T, 0.0).clamp(max=MAX_LOG_RATIO)
     ratio_T = log_ratio_T.exp()
-    advantage_T = torch.where(finite_T, advantage_T, 0.0)
+    advantage_T = torch.where(used_T, advantage_T, 0.0)
+    outward_T = ((advantage_T > 0) & (ratio_T > band.mask_above)) | ((advantage_T < 0) & (ratio_T < band.mask_below))
+    clipped_T = ratio_T.clamp(band.ratio_floor, band.ratio_cap)
+    coefficient_T = torch.where(used_T & ~outward_T, weight_T * clipped_T * advantage_T, 0.0)
+    return TokenCredit(coefficient_T, log_ratio_T, used_T, outward_T)
 
-    outward_T = ((advantage_T > 0) & (ratio_T > mask_above)) | ((advantage_T < 0) & (ratio_T < mask_below))
-    clipped_T = ratio_T.clamp(ratio_floor, ratio_cap)
-    coefficient_T = torch.where(finite_T & ~outward_T, weight_T * clipped_T * advantage_T, 0.0)
-    loss = -(coefficient_T.detach() * logp_T).sum()
 
-    metrics: dict[str, Metric] = {
-        "ratio/mean": Mean.of(ratio_T, finite_T),
-        "ratio/max": Max.of(ratio_T, finite_T),
-        "ratio/capped_fraction": Mean.of((ratio_T > ratio_cap).float(), finite_T),
-        "ratio/masked_fraction": Mean.of(outward_T.float(), finite_T),
-        "ratio/nonfinite": Sum(float((mask_T & ~finite_T).sum())),
-        "drift/kl": Mean.of(_k3(log_ratio_T), finite_T),
+def ratio_metrics(credit: TokenCredit, mask_T: Tensor, band: Band) -> dict[str, Metric]:
+    """What to log of the ratios of the tokens in `mask_T`, bool [T]."""
+    ratio_T, used_T = credit.log_ratio_T.exp(), credit.used_T
+    return {
+        "ratio/mean": Mean.of(ratio_T, used_T),
+        "ratio/max": Max.of(ratio_T, used_T),
+        "ratio/capped_fraction": Mean.of((ratio_T > band.ratio_cap).float(), used_T),
+        "ratio/masked_fraction": Mean.of(credit.outward_T.float(), used_T),
+        "ratio/nonfinite": Sum(float((mask_T.bool() & ~used_T).sum())),
+        "drift/kl": Mean.of(_k3(credit.log_ratio_T), used_T),
     }
-    return LossOutput(loss, metrics)
 
 
 def mismatch_metrics(logp_T: Tensor, behaviour_logp_T: Tensor, fresh_T: Tensor) -> dict[str, Metric]:

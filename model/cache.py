@@ -1,8 +1,8 @@
 """What the model remembers of the sequences that it is generating: preallocated pools of slots.
 
-A lightning layer remembers one constant-size float32 state per slot; a softmax layer the keys and values of every
-position. A state cannot be rolled back, so going back takes a snapshot made earlier. What this costs in bytes is in
-docs/long_context.md.
+Each layer's mixer says what it keeps (model/layer.py): one constant-size float32 state per slot, as lightning layers
+do, or something for every position, as softmax layers do with keys and values. A state cannot be rolled back, so going
+back takes a snapshot made earlier. What this costs in bytes is in docs/long_context.md.
 
 Shapes: S slots, H heads, K key/value heads, M longest length, d head width.
 """
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +20,11 @@ from torch import Tensor
 
 from model.config import HybridConfig
 from model.errors import ModelError
+from model.families import kept_by_layer
 
 Slots = Tensor | Sequence[int]
+Pools = dict[int, Tensor]
+"""Layer -> pool."""
 
 SHORT = 4096
 """Length up to which sequences decode together. Beyond it those within a factor of four do, or a short one would be
@@ -67,8 +71,10 @@ class HybridCache:
 
     Attributes:
         length_S: int64 [S], tokens that each slot has seen.
-        states: lightning layer -> [S, H, d, d], float32 at least, whatever `dtype` is.
-        keys, values: softmax layer -> [S, K, M, d] in `dtype`.
+        constant: name -> layer -> [S, ...], states of constant size, float32 at least, whatever `dtype` is.
+        growing: name -> layer -> [S, K, M, d] in `dtype`, what is kept of every token.
+        states: the constant pools named "state", of layers with a decay: [S, H, d, d].
+        keys, values: the growing pools of these names, of softmax layers.
     """
 
     def __init__(
@@ -83,18 +89,20 @@ class HybridCache:
             raise ModelError(
                 f"A cache needs at least one slot and one token, not {num_slots} slots of {max_length} tokens."
             )
-        width = config.head_dim
-        state_shape = (num_slots, config.num_attention_heads, width, width)
-        kv_shape = (num_slots, config.num_key_value_heads, max_length, width)
         state_dtype = torch.promote_types(dtype, torch.float32)
         self.num_slots = num_slots
         self.max_length = max_length
         self.length_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self.states = {
-            layer: torch.zeros(state_shape, dtype=state_dtype, device=device) for layer in config.lightning_layers
-        }
-        self.keys = {layer: _untouched_zeros(kv_shape, dtype, device) for layer in config.softmax_layers}
-        self.values = {layer: _untouched_zeros(kv_shape, dtype, device) for layer in config.softmax_layers}
+        self.constant: dict[str, Pools] = defaultdict(dict)
+        self.growing: dict[str, Pools] = defaultdict(dict)
+        for layer, kept in enumerate(kept_by_layer(config)):
+            for name, shape in kept.states.items():
+                self.constant[name][layer] = torch.zeros(num_slots, *shape, dtype=state_dtype, device=device)
+            for name, (heads, width) in kept.tokens.items():
+                shape = (num_slots, heads, max_length, width)
+                self.growing[name][layer] = _untouched_zeros(shape, dtype, device)
+        self.states = self.constant["state"]
+        self.keys, self.values = self.growing["keys"], self.growing["values"]
 
     def reset(self, slots: Slots) -> None:
         """Forget what `slots` hold, as far as they were used.
@@ -104,10 +112,10 @@ class HybridCache:
         slots_N = self._indices(slots)
         longest = int(self.length_S[slots_N].max()) if len(slots_N) else 0
         self.length_S[slots_N] = 0
-        for pool in self.states.values():
+        for pool in _each(self.constant):
             pool[slots_N] = 0
         if longest:
-            for pool in (*self.keys.values(), *self.values.values()):
+            for pool in _each(self.growing):
                 pool[slots_N, :, :longest] = 0
 
     def fork(self, source: int, targets: Slots) -> None:
@@ -115,21 +123,16 @@ class HybridCache:
         slots_N = self._indices(targets)
         length = int(self.length_S[source])
         self.length_S[slots_N] = length
-        for pool in self.states.values():
+        for pool in _each(self.constant):
             pool[slots_N] = pool[source].clone()
-        for pool in (*self.keys.values(), *self.values.values()):
+        for pool in _each(self.growing):
             pool[slots_N, :, :length] = pool[source, :, :length].clone()
 
     def snapshot(self, slot: int) -> dict[str, Tensor]:
         """A copy, on the CPU, of all that `slot` holds; its size follows the length that was used."""
         length = int(self.length_S[slot])
-        arrays = {"length": torch.tensor(length)}
-        for layer, pool in self.states.items():
-            arrays[f"layers.{layer}.state"] = pool[slot].cpu().clone()
-        for name, pools in (("keys", self.keys), ("values", self.values)):
-            for layer, pool in pools.items():
-                arrays[f"layers.{layer}.{name}"] = pool[slot, :, :length].cpu().clone()
-        return arrays
+        places = self._places(slot, length)
+        return {"length": torch.tensor(length)} | {name: place.cpu().clone() for name, place in places.items()}
 
     def restore(self, slot: int, arrays: Mapping[str, Tensor]) -> None:
         """Put a snapshot into `slot`. Raises ModelError, and changes nothing, if it does not fit."""
@@ -139,9 +142,7 @@ class HybridCache:
                 f"but it has {int(arrays['length']) if 'length' in arrays else 'none'}."
             )
         length = int(arrays["length"])
-        places = {f"layers.{layer}.state": pool[slot] for layer, pool in self.states.items()}
-        for name, pools in (("keys", self.keys), ("values", self.values)):
-            places |= {f"layers.{layer}.{name}": pool[slot, :, :length] for layer, pool in pools.items()}
+        places = self._places(slot, length)
         wanted = {name: tuple(place.shape) for name, place in places.items()}
         found = {name: tuple(array.shape) for name, array in arrays.items() if name != "length"}
         if wanted != found:
@@ -156,7 +157,7 @@ class HybridCache:
 
     def bytes(self) -> int:
         """Memory of all pools once every slot is full, in bytes; on the CPU, places never written cost nothing."""
-        pools = (*self.states.values(), *self.keys.values(), *self.values.values())
+        pools = (*_each(self.constant), *_each(self.growing))
         return sum(pool.numel() * pool.element_size() for pool in pools)
 
     def check_room(self, slots_N: Tensor, num_new_N: Tensor) -> int:
@@ -193,8 +194,21 @@ class HybridCache:
             parts.append(Part(lanes_n, self.run(slots_N[lanes_n]), int(length_N[lanes_n].max()) + 1))
         return tuple(parts)
 
+    def _places(self, slot: int, length: int) -> dict[str, Tensor]:
+        """Views of all that `slot` holds of a sequence of `length` tokens, under the names of a snapshot."""
+        places: dict[str, Tensor] = {}
+        for name, pools in self.constant.items():
+            places |= {f"layers.{layer}.{name}": pool[slot] for layer, pool in pools.items()}
+        for name, pools in self.growing.items():
+            places |= {f"layers.{layer}.{name}": pool[slot, :, :length] for layer, pool in pools.items()}
+        return places
+
     def _indices(self, slots: Slots) -> Tensor:
         return torch.as_tensor(slots, dtype=torch.int64, device=self.length_S.device)
+
+
+def _each(named: dict[str, Pools]) -> Iterator[Tensor]:
+    return (pool for pools in named.values() for pool in pools.values())
 
 
 def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device) -> Tensor:

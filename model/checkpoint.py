@@ -1,8 +1,8 @@
 """Model folders in Hugging Face layout, and the stream of named weights that training and sampling exchange.
 
-One set of names rules: the original MiniMax-M1 layout, with one matrix per expert, which transformers writes too.
-Reading also accepts the stacked experts that transformers holds in memory, and skips the decay buffers that it
-saves. Shapes: E experts, f expert width, D model width.
+One set of names rules for each family (model/checkpoint_names.py), with one matrix per expert; for MiniMax it is the
+original layout, which transformers writes too. Reading also accepts the stacked experts that transformers holds in
+memory, and skips the decay buffers that it saves.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -24,22 +23,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.checkpoint_names import NAMES, Names, Stream
 from model.config import HybridConfig
 from model.errors import ModelError
 from model.hybrid import HybridLM
-
-Stream = Iterator[tuple[str, Tensor]]
 
 MAX_SHARD_BYTES = 5 * 1000**3
 CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _DERIVED = ("slope_rate", "query_decay", "key_decay", "diagonal_decay", "inv_freq")
-_STACKED = re.compile(r"(.*\.(?:block_sparse_moe|mlp)\.experts)\.(gate_up_proj|down_proj)$")
 
 
 def stream_weights(lm: HybridLM) -> Stream:
     """(name, tensor) of every weight under its checkpoint name, experts one by one. Views: copy before you keep."""
-    return _unstack((name, parameter.detach()) for name, parameter in lm.named_parameters())
+    return _names(lm).in_files((name, parameter.detach()) for name, parameter in lm.named_parameters())
 
 
 def load_weights(lm: HybridLM, stream: Stream) -> None:
@@ -70,7 +67,7 @@ def _match(lm: HybridLM, stream: Stream, use: Callable[[Tensor, Tensor], object]
     places = dict(stream_weights(lm))
     missing = set(places)
     faults = []
-    for name, tensor in _unstack(stream):
+    for name, tensor in _names(lm).in_files(stream):
         if name.endswith(_DERIVED):
             continue
         if name not in places:
@@ -105,19 +102,19 @@ def load_pretrained(
 def save_pretrained(
     lm: HybridLM,
     folder: str | Path,
-    layout: str = "minimax_m1",
+    layout: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     *,
     bos_token_id: int | None = None,
     eos_token_id: int | None = None,
     pad_token_id: int | None = None,
 ) -> None:
-    """Write a model folder. `layout` says whose config.json: "minimax_m1" (original) or "minimax" (transformers).
+    """Write a model folder. `layout` says whose config.json, None the family's own.
 
-    The weights have the same names in both, because transformers writes the original names too. Models larger
-    than `max_shard_bytes` are split into files with an index. The token ids go into config.json and
-    generation_config.json, where other software looks for them: without `eos_token_id` its generation runs to the
-    length limit.
+    MiniMax has "minimax_m1" (original) and "minimax" (transformers); the weights have the same names in both, because
+    transformers writes the original names too. Ring-linear has "bailing_moe_linear". Models larger than
+    `max_shard_bytes` are split into files with an index. The token ids go into config.json and generation_config.json,
+    where other software looks for them: without `eos_token_id` its generation runs to the length limit.
 
     A model that is in the folder already is replaced and any other file kept. Whoever is killed while writing leaves
     the old model, the new one, or a folder without config.json, which `load_pretrained` refuses; never a mixture.
@@ -128,7 +125,7 @@ def save_pretrained(
     for name, token in tokens.items():
         if token is not None and not 0 <= token < lm.config.vocab_size:
             raise ModelError(f"{name} must be one of the model's {lm.config.vocab_size} token ids, not {token}.")
-    config = lm.config.to_hf(layout) | tokens
+    config = lm.config.to_hf(lm.config.layouts[0] if layout is None else layout) | tokens
     if layout == "minimax" and lm.config.rotary_dim != lm.config.head_dim:
         warnings.warn(
             f"transformers' minimax ignores rotary_dim={lm.config.rotary_dim} and rotates all "
@@ -175,21 +172,8 @@ def _write_weights(lm: HybridLM, folder: Path, max_shard_bytes: int) -> None:
         _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _unstack(stream: Stream) -> Stream:
-    """Give every weight its original name; split stacked experts [E, 2f, D] and [E, D, f] into w1, w3 and w2."""
-    for name, tensor in stream:
-        stacked = _STACKED.match(name)
-        if stacked is None:
-            yield name.replace(".mlp.", ".block_sparse_moe."), tensor
-            continue
-        experts = stacked[1].replace(".mlp.", ".block_sparse_moe.")
-        for e, weight in enumerate(tensor):
-            if stacked[2] == "down_proj":
-                yield f"{experts}.{e}.w2.weight", weight
-            else:
-                gate, up = weight.chunk(2)
-                yield f"{experts}.{e}.w1.weight", gate
-                yield f"{experts}.{e}.w3.weight", up
+def _names(lm: HybridLM) -> Names:
+    return NAMES[lm.config.family]
 
 
 def _plan_shards(lm: HybridLM, max_bytes: int) -> dict[str, list[str]]:

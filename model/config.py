@@ -1,7 +1,7 @@
-"""What a hybrid model looks like: sizes, layer pattern, residual scales.
+"""What a hybrid model looks like: its family, sizes, layer pattern, and what only its family has.
 
-Field names are those of MiniMax-M1's config.json, so that a file and this class can be compared line by line.
-`from_hf` also reads the names that transformers gave the same things.
+Field names are those of MiniMax-M1's config.json, so that a file and this class can be compared line by line; a family
+with other names for the same things translates them (model/config_file.py).
 """
 
 from __future__ import annotations
@@ -12,37 +12,29 @@ from typing import Any
 
 import torch
 
+from model.config_bailing import BAILING
+from model.config_faults import faults_of
+from model.config_file import LIGHTNING, SOFTMAX
+from model.config_minimax import LAYER_TYPES, MINIMAX
 from model.errors import ModelError
 
-LIGHTNING, SOFTMAX = 0, 1
-LAYOUTS = ("minimax_m1", "minimax")
-_DTYPES = ("float32", "bfloat16", "float16", "float64")
-_LAYER_TYPES = ("linear_attention", "full_attention")  # at the index of LIGHTNING and SOFTMAX
-_KINDS = {"linear_attention": "linear_attn", "full_attention": "full_attn", "mlp": "mlp"}
-_COPIED = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "num_local_experts",
-    "num_experts_per_tok",
-)
+FILES = {"minimax": MINIMAX, "bailing_linear": BAILING}
+"""Family -> its config.json."""
 
 
 @dataclass(frozen=True)
 class HybridConfig:
-    """A MiniMax-M1 style hybrid. The defaults are the tiny policy that trains on a laptop, 0.28M parameters.
+    """A hybrid model. The defaults are the tiny policy that trains on a laptop, 0.28M parameters.
 
     Attributes:
+        family: whose mathematics: minimax (MiniMax-M1) or bailing_linear (Ring-linear-2.0, Ling-linear-2.0).
         vocab_size: number of token ids.
         hidden_size: width of the residual stream.
         num_hidden_layers: layers of both kinds together.
         num_attention_heads: heads of every attention layer.
         num_key_value_heads: key and value heads of softmax layers; lightning layers have one per head.
         head_dim: width of a head; heads * head_dim need not be hidden_size.
-        rotary_dim: how many leading dimensions of a head are rotated by position in softmax layers; even.
+        rotary_dim: how many leading dimensions of a head are rotated by position, in minimax in softmax layers; even.
         rope_theta: base of the rotation frequencies.
         intermediate_size: width of one expert.
         num_local_experts: experts of a layer.
@@ -61,8 +53,16 @@ class HybridConfig:
         initializer_range: standard deviation of the initial weights.
         tie_word_embeddings: must be False; the head has its own float32 product.
         param_dtype: dtype of the parameters; router weights are float32 whatever it says.
+        group_norm_size: bailing_linear: parts of the linear layers' output that are normed by themselves.
+        dense_intermediate_size: bailing_linear: width of the dense layers.
+        first_k_dense_replace: bailing_linear: how many layers at the beginning are dense instead of having experts.
+        num_shared_experts: bailing_linear: experts that every token visits besides its own.
+        n_group: bailing_linear: groups into which the experts are divided.
+        topk_group: bailing_linear: groups among which a token's experts are chosen.
+        routed_scaling_factor: bailing_linear: what the weights of a token's experts add up to.
     """
 
+    family: str = "minimax"
     vocab_size: int = 64
     hidden_size: int = 64
     num_hidden_layers: int = 4
@@ -88,9 +88,16 @@ class HybridConfig:
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     param_dtype: str = "float32"
+    group_norm_size: int = 1
+    dense_intermediate_size: int = 0
+    first_k_dense_replace: int = 0
+    num_shared_experts: int = 0
+    n_group: int = 1
+    topk_group: int = 1
+    routed_scaling_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        faults = _faults(self)
+        faults = faults_of(self)
         if faults:
             raise ModelError("The model configuration cannot work: " + "; ".join(faults) + ".")
 
@@ -117,158 +124,31 @@ class HybridConfig:
 
     def attention_scales(self, layer: int) -> tuple[float, float]:
         """(alpha, beta) around the attention of layer `layer`."""
-        return self.residual_scales(_LAYER_TYPES[self.attn_type_list[layer]])
+        return self.residual_scales(LAYER_TYPES[self.attn_type_list[layer]])
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> HybridConfig:
-        """Read a config.json of MiniMax-M1, MiniMax-Text-01 or transformers' `minimax`.
+        """Read a config.json of MiniMax-M1, MiniMax-Text-01, transformers' `minimax`, Ring-linear or Ling-linear.
 
-        Keys that do not concern the model's mathematics are ignored. Raises ModelError for a missing key and for
-        a feature that this code does not have (shared experts, sliding windows, scaled rotary).
+        Keys that do not concern the model's mathematics are ignored. Raises ModelError for missing keys and for
+        features that this code does not have (sliding windows, scaled rotary, latent attention).
         """
-        _refuse_unsupported(values)
-        missing = [key for key in _COPIED if key not in values]
-        if missing:
-            raise ModelError(
-                f"config.json lacks {', '.join(missing)}, without which no model can be built; "
-                "use the config.json that belongs to the weights."
-            )
-        head_dim, rotary_dim = values.get("head_dim"), values.get("rotary_dim")
-        if head_dim is None:
-            head_dim = values["hidden_size"] // values["num_attention_heads"]
-        rope = values.get("rope_parameters") or {}
-        return cls(
-            **{key: values[key] for key in _COPIED},
-            **_scales_from_hf(values),
-            head_dim=head_dim,
-            rotary_dim=head_dim if rotary_dim is None else rotary_dim,  # 0 is a value: no rotation at all
-            rope_theta=float(values.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-            attn_type_list=_pattern_from_hf(values),
-            rms_norm_eps=values.get("rms_norm_eps", 1e-5),
-            lightning_norm_eps=values.get("lightning_norm_eps", 1e-6),
-            # transformers' `minimax` has the post-norm built in and does not write the switch
-            postnorm=values.get("postnorm", values.get("model_type") == "minimax"),
-            max_position_embeddings=values.get("max_position_embeddings", 4096),
-            initializer_range=values.get("initializer_range", 0.02),
-            param_dtype=str(values.get("dtype") or values.get("torch_dtype") or "float32"),
-        )
+        layout = values.get("model_type")
+        file = next((file for file in FILES.values() if layout in file.layouts), MINIMAX)
+        return cls(**file.read(values))
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """The layouts of `to_hf`, the family's own first."""
+        return FILES[self.family].layouts
 
     def to_hf(self, layout: str) -> dict[str, Any]:
-        """The config.json for "minimax_m1" (original, vLLM) or "minimax" (transformers)."""
-        if layout not in LAYOUTS:
-            raise ModelError(f"A checkpoint layout is one of {', '.join(LAYOUTS)}, not {layout!r}.")
-        values = {key: getattr(self, key) for key in _COPIED}
-        values |= {
-            "model_type": layout,
-            "head_dim": self.head_dim,
-            "rotary_dim": self.rotary_dim,
-            "hidden_act": "silu",
-            "rms_norm_eps": self.rms_norm_eps,
-            "lightning_norm_eps": self.lightning_norm_eps,
-            "postnorm": self.postnorm,
-            "max_position_embeddings": self.max_position_embeddings,
-            "initializer_range": self.initializer_range,
-            "tie_word_embeddings": False,
-            "attention_dropout": 0.0,
-            "sliding_window": None,
-            "router_jitter_noise": 0.0,
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "torch_dtype": self.param_dtype,
-        }
-        return values | (self._original_keys() if layout == "minimax_m1" else self._transformers_keys())
-
-    def _original_keys(self) -> dict[str, Any]:
-        keys: dict[str, Any] = {
-            "architectures": ["MiniMaxM1ForCausalLM"],
-            "attn_type_list": list(self.attn_type_list),
-            "rope_theta": self.rope_theta,
-            "shared_intermediate_size": 0,
-            "shared_moe_mode": "sigmoid",  # vLLM's own default is a softmax over one logit, which is always 1
-        }
-        for kind in _KINDS:
-            keys[f"layernorm_{kind}_alpha"], keys[f"layernorm_{kind}_beta"] = self.residual_scales(kind)
-        return keys
-
-    def _transformers_keys(self) -> dict[str, Any]:
-        keys: dict[str, Any] = {
-            "architectures": ["MiniMaxForCausalLM"],
-            "layer_types": [_LAYER_TYPES[kind] for kind in self.attn_type_list],
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
-            "block_size": 256,
-        }
-        for kind, short in _KINDS.items():
-            keys[f"{short}_alpha_factor"], keys[f"{short}_beta_factor"] = self.residual_scales(kind)
-        return keys
+        """The config.json: "minimax_m1" (original, vLLM), "minimax" (transformers); or "bailing_moe_linear"."""
+        if layout not in self.layouts:
+            raise ModelError(f"A checkpoint layout is one of {', '.join(self.layouts)}, not {layout!r}.")
+        return FILES[self.family].write(self, layout)
 
 
 def _torch_dtype(name: str) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, name)
     return dtype
-
-
-def _faults(config: HybridConfig) -> list[str]:
-    """Every reason why `config` cannot work."""
-    positive = (*_COPIED, "head_dim", "max_position_embeddings")
-    faults = [f"{key} must be positive, not {getattr(config, key)}" for key in positive if getattr(config, key) <= 0]
-    if len(config.attn_type_list) != config.num_hidden_layers:
-        faults.append(f"attn_type_list has {len(config.attn_type_list)} entries for {config.num_hidden_layers} layers")
-    if any(kind not in (LIGHTNING, SOFTMAX) for kind in config.attn_type_list):
-        faults.append(f"attn_type_list holds 0 (lightning) or 1 (softmax), not {config.attn_type_list}")
-    if config.num_key_value_heads > 0 and config.num_attention_heads % config.num_key_value_heads:
-        faults.append(
-            f"num_attention_heads={config.num_attention_heads} is no multiple of "
-            f"num_key_value_heads={config.num_key_value_heads}"
-        )
-    if config.rotary_dim % 2 or not 0 <= config.rotary_dim <= config.head_dim:
-        faults.append(f"rotary_dim={config.rotary_dim} must be even and at most head_dim={config.head_dim}")
-    if config.num_experts_per_tok > config.num_local_experts:
-        faults.append(
-            f"num_experts_per_tok={config.num_experts_per_tok} exceeds num_local_experts={config.num_local_experts}"
-        )
-    if config.tie_word_embeddings:
-        faults.append("tie_word_embeddings must be false, because the head and the embeddings have their own weights")
-    if config.param_dtype not in _DTYPES:
-        faults.append(f"param_dtype is one of {', '.join(_DTYPES)}, not {config.param_dtype!r}")
-    return faults
-
-
-def _refuse_unsupported(values: Mapping[str, Any]) -> None:
-    """Raise ModelError for features that would silently change the logits."""
-    rope_type = (values.get("rope_parameters") or {}).get("rope_type", "default")
-    refused = {
-        "shared_intermediate_size": bool(values.get("shared_intermediate_size")),
-        "sliding_window": values.get("sliding_window") is not None,
-        "rope_scaling": values.get("rope_scaling") is not None,
-        "rope_parameters": rope_type != "default",
-        "hidden_act": values.get("hidden_act", "silu") != "silu",
-        "num_local_experts": isinstance(values.get("num_local_experts"), list),
-    }
-    for key, bad in refused.items():
-        if bad:
-            raise ModelError(
-                f"config.json sets {key} to {values[key]!r}, which this model code does not compute; "
-                "use a checkpoint without it."
-            )
-
-
-def _pattern_from_hf(values: Mapping[str, Any]) -> tuple[int, ...]:
-    if values.get("attn_type_list") is not None:
-        return tuple(values["attn_type_list"])
-    layer_types = values.get("layer_types")
-    if layer_types is None or any(name not in _LAYER_TYPES for name in layer_types):
-        raise ModelError(
-            "config.json must name the kind of every layer, as attn_type_list of 0 and 1 or as layer_types of "
-            f"{' and '.join(_LAYER_TYPES)}; it has layer_types={layer_types!r}."
-        )
-    return tuple(_LAYER_TYPES.index(name) for name in layer_types)
-
-
-def _scales_from_hf(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Residual scales under either spelling; absent ones are 1, as in both reference implementations."""
-    scales = {}
-    for kind, short in _KINDS.items():
-        for part in ("alpha", "beta"):
-            name = f"layernorm_{kind}_{part}"
-            scales[name] = float(values.get(name, values.get(f"{short}_{part}_factor", 1.0)))
-    return scales

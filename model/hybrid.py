@@ -1,11 +1,12 @@
-"""The hybrid language model: layers of (mixer, experts, residual rule) on packed rows, and its three ways to run.
+"""The hybrid language model: layers (model/layer.py) of a family (model/families.py), and its three ways to run.
 
     hidden = lm(tokens_T, positions_T, cu_seqlens)      training: every sequence from its beginning
     hidden = lm.prefill(tokens_T, cu_seqlens, slots, cache)      prompts, or pieces of them, into cache slots
     hidden = lm.decode(tokens_N, slots, cache)      one token for each slot
 
-Module names follow the checkpoints (model/checkpoint.py). Source: MiniMax-M1's modeling code and transformers'
-`minimax`, which ignores partial rotary. Shapes: T tokens, N sequences, D model width, V vocabulary.
+Module names are those of MiniMax-M1's checkpoints; model/checkpoint_names.py has the other families'. Sources:
+MiniMax-M1's modeling code and transformers' `minimax`, which ignores partial rotary; for Ring-linear see
+model/ring_linear.py. Shapes: T tokens, N sequences, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,62 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from model.cache import HybridCache, Turn
-from model.config import LIGHTNING, HybridConfig
+from model.config import HybridConfig
+from model.context_parallel import Share, check_share
 from model.errors import ModelError
-from model.head import Head
-from model.lightning import LightningAttention, block_size
-from model.moe import MoE, Routing
+from model.families import make_layer
+from model.head import Coefficients, Head
+from model.layer import Layer
+from model.lightning import block_size
+from model.moe import Routing
 from model.norm import RMSNorm
 from model.row import Row, check_borders, cut_blocks, sort_into_buckets
-from model.softmax import SoftmaxAttention, rotary_tables
-
-
-class Layer(nn.Module):
-    """One layer: u = norm(x), y = alpha * u + beta * attention(u), and the same around the experts.
-
-    Without `postnorm` the residual is x instead of u. Source: DeepNorm as in the MiniMax-01 report.
-    """
-
-    def __init__(self, config: HybridConfig, layer: int) -> None:
-        super().__init__()
-        mixer = LightningAttention if config.attn_type_list[layer] == LIGHTNING else SoftmaxAttention
-        self.self_attn: LightningAttention | SoftmaxAttention = mixer(config, layer)
-        self.block_sparse_moe = MoE(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.dtype)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.dtype)
-        self.postnorm = config.postnorm
-        self.attention_scales = config.attention_scales(layer)
-        self.mlp_scales = config.residual_scales("mlp")
-
-    def forward(self, x_TD: Tensor, row: Row, routing: Routing | None) -> Tensor:
-        """Train on a packed row."""
-        u = self.input_layernorm(x_TD)
-        return self._rest(x_TD, u, self.self_attn(u, row), routing)
-
-    def prefill(
-        self, x_TD: Tensor, row: Row, slots_N: Tensor, cache: HybridCache, wanted_N: Tensor | None = None
-    ) -> Tensor:
-        """Continue the slots' sequences by the row's; the result at the `wanted_N` tokens only, unless None."""
-        u = self.input_layernorm(x_TD)
-        attended = self.self_attn.prefill(u, row, slots_N, cache)
-        if wanted_N is not None:
-            x_TD, u, attended = x_TD[wanted_N], u[wanted_N], attended[wanted_N]
-        return self._rest(x_TD, u, attended, None)
-
-    def decode(self, x_ND: Tensor, turn: Turn, cache: HybridCache) -> Tensor:
-        """Continue each slot's sequence by one token."""
-        u = self.input_layernorm(x_ND)
-        return self._rest(x_ND, u, self.self_attn.decode(u, turn, cache), None)
-
-    def _rest(self, x: Tensor, u: Tensor, attended: Tensor, routing: Routing | None) -> Tensor:
-        y = self._residual(u if self.postnorm else x, attended, self.attention_scales)
-        w = self.post_attention_layernorm(y)
-        return self._residual(w if self.postnorm else y, self.block_sparse_moe(w, routing), self.mlp_scales)
-
-    @staticmethod
-    def _residual(kept: Tensor, branch: Tensor, scales: tuple[float, float]) -> Tensor:
-        alpha, beta = scales
-        return torch.add(branch * beta if beta != 1 else branch, kept, alpha=alpha)
+from model.softmax import rotary_tables
 
 
 class Decoder(nn.Module):
@@ -80,7 +36,7 @@ class Decoder(nn.Module):
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, dtype=config.dtype)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(make_layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.dtype)
 
 
@@ -103,7 +59,12 @@ class HybridLM(nn.Module):
         return self.lm_head.weight.device
 
     def forward(
-        self, tokens_T: Tensor, positions_T: Tensor, cu_seqlens: Tensor, routing: Routing | None = None
+        self,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        cu_seqlens: Tensor,
+        routing: Routing | None = None,
+        share: Share | None = None,
     ) -> Tensor:
         """Hidden states [T, D] of a packed row, after the final norm.
 
@@ -111,8 +72,10 @@ class HybridLM(nn.Module):
             tokens_T, positions_T: int64 [T]; positions restart at 0 with each sequence.
             cu_seqlens: int64 [N + 1], borders of the sequences, from 0 to T. Raises ModelError if they are not.
             routing: collects what the routers decide.
+            share: the row is one process's share of a longer one (model/context_parallel.py): tokens, positions and
+                `share.own_cu_seqlens` are those of the share, and all processes must call.
         """
-        row = self._row(positions_T, cu_seqlens)
+        row = self._row(positions_T, cu_seqlens, share=share)
         x = self.model.embed_tokens(tokens_T)
         for layer in self._layers:
             x = layer(x, row, routing)
@@ -131,6 +94,15 @@ class HybridLM(nn.Module):
     def logp_and_entropy(self, hidden_TD: Tensor, targets_T: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """`logp`, and the entropy in nats of each of these distributions, float32 [T] without gradient."""
         return self.lm_head.logp_and_entropy(hidden_TD, targets_T, temperature)
+
+    def weighted_logp(
+        self, hidden_TD: Tensor, targets_T: Tensor, coefficients: Coefficients, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """sum_t coefficient_t * logp_t with its gradient in one pass, and logp and entropy, float32 [T] without.
+
+        `coefficients` is asked chunk by chunk, (logp [t], place of the chunk) -> [t], and taken as constant.
+        """
+        return self.lm_head.weighted_logp(hidden_TD, targets_T, coefficients, temperature)
 
     @torch.no_grad()
     def prefill(self, tokens_T: Tensor, cu_seqlens: Tensor, slots_N: Tensor, cache: HybridCache) -> Tensor:
@@ -179,9 +151,13 @@ class HybridLM(nn.Module):
     def _layers(self) -> list[Layer]:
         return cast(list[Layer], list(self.model.layers))
 
-    def _row(self, positions_T: Tensor, cu_seqlens: Tensor, is_fresh: bool = True) -> Row:
+    def _row(self, positions_T: Tensor, cu_seqlens: Tensor, is_fresh: bool = True, share: Share | None = None) -> Row:
         num_tokens = len(positions_T)
         check_borders(num_tokens, cu_seqlens)
         cos, sin = rotary_tables(positions_T, self.config.rotary_dim, self.config.rope_theta)
         blocks = cut_blocks(cu_seqlens, num_tokens, block_size(self.config.head_dim))
-        return Row(cu_seqlens, cos, sin, blocks, sort_into_buckets(cu_seqlens), is_fresh)
+        if share is None:
+            return Row(cu_seqlens, cos, sin, blocks, sort_into_buckets(cu_seqlens), is_fresh)
+        check_share(share, cu_seqlens)
+        begun_here = cu_seqlens[1:] - cu_seqlens[1] if share.num_continued else cu_seqlens
+        return Row(cu_seqlens, cos, sin, blocks, sort_into_buckets(begun_here), is_fresh, share)

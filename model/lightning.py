@@ -12,15 +12,20 @@ float32 at least: in bfloat16 the slow decays of late layers round to exactly 1.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cache import HybridCache, Turn
 from model.config import HybridConfig
 from model.kernels.packed import Linear
+from model.layer import Kept
 from model.norm import RMSNorm
 from model.row import Blocks, Row, cut_blocks
+
+if TYPE_CHECKING:
+    from model.cache import HybridCache, Turn
 
 SPAN = 64
 """Blocks whose states are solved by one small triangular product, so that the scan has few Python steps."""
@@ -236,32 +241,35 @@ def _padded_tokens(first_N: Tensor, stop_N: Tensor, blocks: Blocks) -> tuple[Ten
     return token_NB.clamp(max=blocks.num_tokens - 1), token_NB < stop_N[:, None]
 
 
-class LightningAttention(nn.Module):
-    """The lightning layer of MiniMax-M1: gated, normed, without positions.
+class DecayAttention(nn.Module):
+    """Every mixer with one fixed decay per head: what is common to them is the state and the three ways to run.
 
-    out = W_o( sigmoid(W_g u) * RMSNorm(heads) ), with q, k, v = SiLU(W_qkv u), interleaved per head.
+    A kind says what its queries, keys and values are (`_qkv`) and what becomes of the heads' outputs (`_project`).
     """
 
-    def __init__(self, config: HybridConfig, layer: int) -> None:
+    def __init__(self, layer: int, slope_H: Tensor) -> None:
         super().__init__()
-        heads, width = config.num_attention_heads, config.head_dim
-        inner, dtype = heads * width, config.dtype
         self.layer = layer
-        self.num_heads = heads
-        self.qkv_proj = Linear(config.hidden_size, 3 * inner, dtype=dtype)
-        self.output_gate = Linear(config.hidden_size, inner, dtype=dtype)
-        self.out_proj = Linear(inner, config.hidden_size, dtype=dtype)
-        self.norm = RMSNorm(inner, config.lightning_norm_eps, dtype)
-        self.slope_values = slopes(heads, layer, config.num_hidden_layers)
+        self.slope_values = slope_H
+
+    @staticmethod
+    def kept(config: HybridConfig) -> Kept:
+        """One matrix per head, key by value."""
+        return Kept(states={"state": (config.num_attention_heads, config.head_dim, config.head_dim)})
 
     def forward(self, u_TD: Tensor, row: Row) -> Tensor:
         """Train: every sequence starts from nothing."""
-        out, _ = attend_blocks(*self._qkv(u_TD), self._slope(u_TD), row.blocks)
+        q, k, v = self._qkv(u_TD, row.cos_TR, row.sin_TR)
+        slope_H = self._slope(u_TD)
+        out, entering = attend_blocks(q, k, v, slope_H, row.blocks)
+        if row.share is not None:
+            final_N = _final_states(k, v, slope_H, row.blocks, entering, None)
+            out = row.share.add_carried(out, q, final_N[-1], slope_H)
         return self._project(out, u_TD)
 
     def prefill(self, u_TD: Tensor, row: Row, slots_N: Tensor, cache: HybridCache) -> Tensor:
         """Read and write the states of `slots_N`, one slot per sequence of the row."""
-        q, k, v = self._qkv(u_TD)
+        q, k, v = self._qkv(u_TD, row.cos_TR, row.sin_TR)
         pool = cache.states[self.layer]
         state = None if row.is_fresh else pool[slots_N]
         out, entering = attend_blocks(q, k, v, self._slope(u_TD), row.blocks, state)
@@ -270,9 +278,10 @@ class LightningAttention(nn.Module):
 
     def decode(self, u_ND: Tensor, turn: Turn, cache: HybridCache) -> Tensor:
         """One token for each slot of the turn."""
+        q, k, v = self._qkv(u_ND, turn.cos_NR, turn.sin_NR)
         pool = cache.states[self.layer]
         state = pool[turn.run]
-        out = lightning_step_(*self._qkv(u_ND), self._slope(u_ND), state)
+        out = lightning_step_(q, k, v, self._slope(u_ND), state)
         if not isinstance(turn.run, slice):
             pool[turn.run] = state
         return self._project(out, u_ND)
@@ -282,7 +291,32 @@ class LightningAttention(nn.Module):
             self.slope_values = self.slope_values.to(u.device)
         return self.slope_values
 
-    def _qkv(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _qkv(self, u: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [T, H, d] of u [T, D]; cos and sin [T, R] are those of the tokens' positions."""
+        raise NotImplementedError
+
+    def _project(self, out_THd: Tensor, u: Tensor) -> Tensor:
+        """The mixer's result [T, D] from the heads' outputs."""
+        raise NotImplementedError
+
+
+class LightningAttention(DecayAttention):
+    """The lightning layer of MiniMax-M1: gated, normed, without positions.
+
+    out = W_o( sigmoid(W_g u) * RMSNorm(heads) ), with q, k, v = SiLU(W_qkv u), interleaved per head.
+    """
+
+    def __init__(self, config: HybridConfig, layer: int) -> None:
+        heads, width = config.num_attention_heads, config.head_dim
+        super().__init__(layer, slopes(heads, layer, config.num_hidden_layers))
+        inner, dtype = heads * width, config.dtype
+        self.num_heads = heads
+        self.qkv_proj = Linear(config.hidden_size, 3 * inner, dtype=dtype)
+        self.output_gate = Linear(config.hidden_size, inner, dtype=dtype)
+        self.out_proj = Linear(inner, config.hidden_size, dtype=dtype)
+        self.norm = RMSNorm(inner, config.lightning_norm_eps, dtype)
+
+    def _qkv(self, u: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.qkv_proj(u)
         qkv = F.silu(qkv.to(torch.promote_types(qkv.dtype, torch.float32)))
         q, k, v = qkv.view(len(u), self.num_heads, -1).chunk(3, dim=-1)

@@ -188,9 +188,9 @@ def _gated(gate_up: Tensor) -> Tensor:
 class MoE(nn.Module):
     """The channel mixer: router and experts."""
 
-    def __init__(self, config: HybridConfig) -> None:
+    def __init__(self, config: HybridConfig, router: Router | None = None) -> None:
         super().__init__()
-        self.gate = Router(config)
+        self.gate = Router(config) if router is None else router
         self.experts = Experts(config)
 
     def forward(self, x_TD: Tensor, routing: Routing | None = None) -> Tensor:

@@ -29,7 +29,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         normed, scale, weight = ctx.saved_tensors
         grad = grads[0]
-        grad_weight = (grad * normed).flatten(0, -2).sum(0)
+        grad_weight = (grad * normed).sum_to_size(weight.shape)
         inner = (grad * weight).to(scale.dtype)
         normed = normed.to(scale.dtype)
         mean = torch.linalg.vecdot(inner, normed).div_(normed.shape[-1]).unsqueeze(-1)
@@ -50,3 +50,19 @@ class RMSNorm(nn.Module):
             return _normed(x, self.eps, self.weight.dtype)[0].mul_(self.weight)
         normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
         return normed
+
+
+class GroupRMSNorm(RMSNorm):
+    """`RMSNorm` over each of `groups` equal parts of the width by itself; the weight stays one vector [width]."""
+
+    def __init__(self, width: int, groups: int, eps: float, dtype: torch.dtype) -> None:
+        super().__init__(width, eps, dtype)
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> the same shape, in the weight's dtype."""
+        parts, weight = x.unflatten(-1, (self.groups, -1)), self.weight.view(self.groups, -1)
+        if not torch.is_grad_enabled():
+            return _normed(parts, self.eps, weight.dtype)[0].mul_(weight).flatten(-2)
+        normed: Tensor = _RMSNorm.apply(parts, weight, self.eps)
+        return normed.flatten(-2)

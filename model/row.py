@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from model.context_parallel import Share
 from model.errors import ModelError
 
 
@@ -113,7 +114,7 @@ def sort_into_buckets(cu_seqlens: Tensor) -> Buckets:
         buckets.append(Bucket(sequences_n.to(cu_seqlens.device), lengths_n.to(cu_seqlens.device), padded))
         gathers.append(token_nL.flatten())
         offset += token_nL.numel()
-    gather_P = torch.cat(gathers).to(cu_seqlens.device)
+    gather_P = torch.cat([scatter_T.new_empty(0), *gathers]).to(cu_seqlens.device)
     return Buckets(tuple(buckets), gather_P, scatter_T.to(cu_seqlens.device))
 
 
@@ -135,6 +136,7 @@ class Row:
         blocks: for lightning layers.
         buckets: for softmax layers.
         is_fresh: every sequence starts here, so no state is carried in.
+        share: the row is this process's share of a longer one; `buckets` then leaves out a sequence that goes on here.
     """
 
     cu_seqlens: Tensor
@@ -143,6 +145,7 @@ class Row:
     blocks: Blocks
     buckets: Buckets
     is_fresh: bool
+    share: Share | None = None
 
 
 def check_borders(num_tokens: int, cu_seqlens: Tensor) -> None:

@@ -8,15 +8,21 @@ Shapes: T tokens, N sequences, n sequences of a bucket padded to L tokens, H hea
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
-from model.cache import HybridCache, Turn
 from model.cached_attention import attend_cached
 from model.config import HybridConfig
 from model.kernels.packed import Linear
+from model.layer import Kept
 from model.row import Bucket, Row
+
+if TYPE_CHECKING:
+    from model.cache import HybridCache, Turn
 
 
 def rotary_tables(positions_T: Tensor, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -34,34 +40,43 @@ def rotate(x: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 
+def _attend_last(q_nHd: Tensor, k_MKd: Tensor, v_MKd: Tensor) -> Tensor:
+    """Causal attention of the last n tokens of a sequence of M: [n, H, d]."""
+    mask = causal_lower_right(len(q_nHd), len(k_MKd))  # no [n, M] tensor where a fused kernel takes it as it is
+    q, k, v = (x.transpose(0, 1)[None] for x in (q_nHd, k_MKd, v_MKd))
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return out[0].transpose(0, 1)
+
+
 SHORT = 128
 """Padded length up to which plain products beat the CPU's fused kernel (length 24: 7 ms against 13, both ways)."""
 
 
-class SoftmaxAttention(nn.Module):
-    """The full-attention layer of MiniMax-M1; no query or key norm, no bias."""
+class CausalAttention(nn.Module):
+    """Every mixer that attends to kept keys and values: what is common to them is the cache and the three ways to run.
+
+    A kind says what its queries, keys and values are (`_qkv`) and what becomes of the heads' outputs (`_project`).
+    """
 
     def __init__(self, config: HybridConfig, layer: int) -> None:
         super().__init__()
-        width, dtype = config.head_dim, config.dtype
         self.layer = layer
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = width
-        self.q_proj = Linear(config.hidden_size, self.num_heads * width, dtype=dtype)
-        self.k_proj = Linear(config.hidden_size, self.num_kv_heads * width, dtype=dtype)
-        self.v_proj = Linear(config.hidden_size, self.num_kv_heads * width, dtype=dtype)
-        self.o_proj = Linear(self.num_heads * width, config.hidden_size, dtype=dtype)
+        self.head_dim = config.head_dim
+
+    @staticmethod
+    def kept(config: HybridConfig) -> Kept:
+        """A key and a value of every token."""
+        size = (config.num_key_value_heads, config.head_dim)
+        return Kept(tokens={"keys": size, "values": size})
 
     def forward(self, u_TD: Tensor, row: Row) -> Tensor:
         """Train: every sequence starts from nothing."""
         q, k, v = self._qkv(u_TD, row.cos_TR, row.sin_TR)
-        padded = [x.index_select(0, row.buckets.gather_P) for x in (q, k, v)]
-        sizes = [len(bucket.sequences_n) * bucket.length for bucket in row.buckets.buckets]
-        outs = [
-            self._attend_bucket(bucket, *parts)
-            for bucket, *parts in zip(row.buckets.buckets, *(x.split(sizes) for x in padded), strict=True)
-        ]
-        return self._project(torch.cat(outs).index_select(0, row.buckets.scatter_T))
+        attend = self._attend_buckets if row.share is None else self._attend_over_ranks
+        return self._project(attend(q, k, v, row))
 
     def prefill(self, u_TD: Tensor, row: Row, slots_N: Tensor, cache: HybridCache) -> Tensor:
         """Append to the keys and values of `slots_N`, one slot per sequence, and attend over all of them."""
@@ -97,11 +112,31 @@ class SoftmaxAttention(nn.Module):
             out[part.lanes] = self._attend_cached(q[part.lanes], k_n, v_n, turn.length_N[part.lanes])
         return self._project(out)
 
-    def _qkv(self, u: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q = self.q_proj(u).view(len(u), self.num_heads, self.head_dim)
-        k = self.k_proj(u).view(len(u), self.num_kv_heads, self.head_dim)
-        v = self.v_proj(u).view(len(u), self.num_kv_heads, self.head_dim)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+    def _attend_buckets(self, q: Tensor, k: Tensor, v: Tensor, row: Row) -> Tensor:
+        """Causal attention [T, H, d] within each sequence of the row's buckets."""
+        padded = [x.index_select(0, row.buckets.gather_P) for x in (q, k, v)]
+        sizes = [len(bucket.sequences_n) * bucket.length for bucket in row.buckets.buckets]
+        outs = [
+            self._attend_bucket(bucket, *parts)
+            for bucket, *parts in zip(row.buckets.buckets, *(x.split(sizes) for x in padded), strict=True)
+        ]
+        return torch.cat(outs).index_select(0, row.buckets.scatter_T)
+
+    def _attend_over_ranks(self, q: Tensor, k: Tensor, v: Tensor, row: Row) -> Tensor:
+        """The same where the first sequence may have begun on an earlier rank, whose keys and values it needs."""
+        share = row.share
+        assert share is not None
+        # One collective for both, used by every rank whether it needs the others or not: or somebody waits for ever.
+        k, v = share.gather(torch.stack((k, v), dim=1)).unbind(1)
+        border = share.tokens.start + share.num_continued
+        outs = []
+        if share.num_continued:
+            begun = slice(share.first_start, border)
+            outs.append(_attend_last(q[: share.num_continued], k[begun], v[begun]))
+        if border < share.tokens.stop:
+            own = slice(border, share.tokens.stop)
+            outs.append(self._attend_buckets(q[share.num_continued :], k[own], v[own], row))
+        return torch.cat(outs)
 
     def _attend_bucket(self, bucket: Bucket, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention within padded sequences: padding stands behind, so causality alone hides it."""
@@ -123,6 +158,32 @@ class SoftmaxAttention(nn.Module):
         q = q.view(count, -1, self.num_kv_heads, groups, self.head_dim).permute(0, 2, 3, 1, 4)
         out = attend_cached(q, k_n.to(q.dtype), v_n.to(q.dtype), before_n)
         return out.permute(0, 3, 1, 2, 4).reshape(-1, self.num_heads, self.head_dim)
+
+    def _qkv(self, u: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [T, H, d], keys and values [T, K, d] of u [T, D], rotated."""
+        raise NotImplementedError
+
+    def _project(self, out_THd: Tensor) -> Tensor:
+        """The mixer's result [T, D] from the heads' outputs."""
+        raise NotImplementedError
+
+
+class SoftmaxAttention(CausalAttention):
+    """The full-attention layer of MiniMax-M1; no query or key norm, no bias."""
+
+    def __init__(self, config: HybridConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        width, dtype = config.head_dim, config.dtype
+        self.q_proj = Linear(config.hidden_size, self.num_heads * width, dtype=dtype)
+        self.k_proj = Linear(config.hidden_size, self.num_kv_heads * width, dtype=dtype)
+        self.v_proj = Linear(config.hidden_size, self.num_kv_heads * width, dtype=dtype)
+        self.o_proj = Linear(self.num_heads * width, config.hidden_size, dtype=dtype)
+
+    def _qkv(self, u: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q = self.q_proj(u).view(len(u), self.num_heads, self.head_dim)
+        k = self.k_proj(u).view(len(u), self.num_kv_heads, self.head_dim)
+        v = self.v_proj(u).view(len(u), self.num_kv_heads, self.head_dim)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def _project(self, out_THd: Tensor) -> Tensor:
         projected: Tensor = self.o_proj(out_THd.flatten(1))

@@ -22,9 +22,9 @@ from launch.compose import compose
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PACKAGES = ("cispo", "configs", "launch", "model", "rewards", "rollout", "sandbox")
-PAGES = [DOCS / name for name in ("algorithm.md", "api.md", "configs.md", "long_context.md", "map.md")] + sorted(
-    DOCS.glob("decisions/*.md")
-)
+PAGES = [
+    DOCS / name for name in ("algorithm.md", "api.md", "configs.md", "long_context.md", "map.md", "models.md")
+] + sorted(DOCS.glob("decisions/*.md"))
 
 
 def by_name(path):

@@ -1,7 +1,8 @@
 """Forward and loss of one packed row: the part of an update that every learner shares.
 
 The log-probability of token t comes from the hidden state at t - 1, so it is computed only where a token is learnt
-from: the head, the largest matrix product of a small model, never sees prompt tokens.
+from: the head, the largest matrix product of a small model, never sees prompt tokens. The head asks for the credit of
+each chunk of tokens as it goes, and has the gradient of the chunk's logits before the next one (model/head.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cispo.loss import cispo_loss, mismatch_metrics
+from cispo.loss import Band, TokenCredit, mismatch_metrics, ratio_metrics, token_credit
 from cispo.metrics import Mean, Metric
 from cispo.types import Bools, Floats, PackedRow, UpdateSettings
 from model import HybridLM, Routing
@@ -46,27 +47,26 @@ def row_loss(lm: HybridLM, row: PackedRow, settings: UpdateSettings, *, share: f
     hidden_TD = lm(
         tokens_T, torch.from_numpy(row.positions_T).to(device), torch.from_numpy(row.cu_seqlens).to(device), routing
     )
-    logp_A, entropy_A = lm.logp_and_entropy(hidden_TD[learnt_A - 1], tokens_T[learnt_A], settings.temperature)
 
     def learnt(stream_T: np.ndarray) -> Tensor:
         return torch.from_numpy(stream_T).to(device)[learnt_A]
 
-    behaviour_A = learnt(row.behaviour_logp_T)
+    band = Band(settings.ratio_cap, settings.ratio_floor, settings.mask_above, settings.mask_below)
+    behaviour_A, advantage_A, weight_A = map(learnt, (row.behaviour_logp_T, row.advantage_T, row.weight_T))
     everything_A = torch.ones_like(learnt_A, dtype=torch.bool)
-    output = cispo_loss(
-        logp_A,
-        behaviour_A,
-        learnt(row.advantage_T),
-        learnt(row.weight_T),
-        everything_A,
-        ratio_cap=settings.ratio_cap,
-        ratio_floor=settings.ratio_floor,
-        mask_above=settings.mask_above,
-        mask_below=settings.mask_below,
+
+    def credit(logp_a: Tensor, a: slice) -> TokenCredit:
+        return token_credit(logp_a, behaviour_A[a], advantage_A[a], weight_A[a], everything_A[a], band)
+
+    objective, logp_A, entropy_A = lm.weighted_logp(
+        hidden_TD[learnt_A - 1],
+        tokens_T[learnt_A],
+        lambda logp_a, a: credit(logp_a, a).coefficient_T,
+        settings.temperature,
     )
-    metrics = dict(output.metrics)
+    loss = -objective
+    metrics = ratio_metrics(credit(logp_A, slice(None)), everything_A, band)
     metrics["actor/entropy"] = Mean.of(entropy_A, everything_A)
-    loss = output.loss
     if routing.counts:
         auxiliary = routing.aux_loss()
         metrics["moe/aux_loss"] = Mean(float(auxiliary.detach()) * share, share)
@@ -75,7 +75,7 @@ def row_loss(lm: HybridLM, row: PackedRow, settings: UpdateSettings, *, share: f
     if fresh_weights:
         metrics |= mismatch_metrics(logp_A, behaviour_A, learnt(wholly_fresh(row)))
     logp_T = np.full(row.num_tokens, np.nan, dtype=np.float32)
-    logp_T[row.mask_T] = logp_A.detach().cpu().numpy()
+    logp_T[row.mask_T] = logp_A.cpu().numpy()
     return RowOutput(loss, metrics, logp_T)
 
 

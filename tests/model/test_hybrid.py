@@ -157,35 +157,6 @@ def test_routing_counts_and_imbalance():
     assert float(routing.aux_loss()) == pytest.approx(2.0)
 
 
-def test_logp_and_entropy_by_hand():
-    lm = make_lm()
-    hidden = torch.randn(7, 16, dtype=torch.float64, requires_grad=True)
-    targets = torch.arange(7)
-    wanted = torch.log_softmax(lm.logits(hidden) / 0.7, dim=-1)
-    logp, entropy = lm.logp_and_entropy(hidden, targets, 0.7)
-    torch.testing.assert_close(logp, wanted[targets, targets])
-    torch.testing.assert_close(entropy, -(wanted.exp() * wanted).sum(-1))
-    assert not entropy.requires_grad
-    upstream = torch.linspace(-1, 1, 7, dtype=torch.float64)
-    inputs = (hidden, lm.lm_head.weight)
-    got = torch.autograd.grad((logp * upstream).sum(), inputs)
-    expected = torch.autograd.grad((wanted[targets, targets] * upstream).sum(), inputs)
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_logp_does_not_depend_on_the_chunks(monkeypatch):
-    lm = make_lm()
-    hidden, targets = torch.randn(7, 16, dtype=torch.float64, requires_grad=True), torch.arange(7)
-    whole = lm.logp(hidden, targets)
-    (whole_grad,) = torch.autograd.grad(whole.sum(), hidden)
-    monkeypatch.setattr("model.head.CHUNK_LOGITS", 3 * TINY.vocab_size)
-    parts = lm.logp(hidden, targets)
-    (parts_grad,) = torch.autograd.grad(parts.sum(), hidden)
-    torch.testing.assert_close(parts, whole)
-    torch.testing.assert_close(parts_grad, whole_grad)
-
-
 def test_a_cast_to_bfloat16_leaves_router_state_and_logits_wide():
     lm = make_lm().float().to(torch.bfloat16)
     assert lm.model.layers[0].block_sparse_moe.gate.weight.dtype == torch.float32
@@ -207,11 +178,6 @@ def test_borders_that_do_not_fit_the_row_are_refused(borders):
     tokens, positions, _ = row([5])
     with pytest.raises(ModelError, match="cu_seqlens"):
         make_lm()(tokens, positions, torch.tensor(borders))
-
-
-def test_a_non_positive_temperature_is_refused():
-    with pytest.raises(ModelError, match="temperature"):
-        make_lm().logp(torch.zeros(1, 16, dtype=torch.float64), torch.zeros(1, dtype=torch.int64), 0.0)
 
 
 def test_weights_of_another_seed_change_the_result():
