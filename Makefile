@@ -77,5 +77,5 @@ clean:
 
 constraints: .venv/.installed-bench
 	@head -2 constraints.txt >.venv/constraints.txt
-	@$(BIN)/python -m pip freeze --exclude-editable | grep -v '^torch==' >>.venv/constraints.txt
+	@$(BIN)/python -m pip freeze --exclude-editable | grep -Ev '^(torch|triton)==' >>.venv/constraints.txt
 	@mv .venv/constraints.txt constraints.txt

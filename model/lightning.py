@@ -12,6 +12,7 @@ float32 at least: in bfloat16 the slow decays of late layers round to exactly 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import HybridConfig
+from model.kernels.backend import kernels_for
 from model.kernels.packed import Linear
 from model.layer import Kept
 from model.norm import RMSNorm
@@ -241,6 +243,20 @@ def _padded_tokens(first_N: Tensor, stop_N: Tensor, blocks: Blocks) -> tuple[Ten
     return token_NB.clamp(max=blocks.num_tokens - 1), token_NB < stop_N[:, None]
 
 
+def attend_row(
+    q: Tensor, k: Tensor, v: Tensor, slope_H: Tensor, row: Row, state: Tensor | None
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """`lightning_attention` over a row planned before, by the fastest code there is for such tensors.
+
+    The final states come as a function, because the torch code makes them apart and training seldom wants them.
+    """
+    if fast := kernels_for(q):
+        out, final = fast.attend(q, k, v, slope_H, row.cu_seqlens, state)
+        return out, lambda: final
+    out, entering = attend_blocks(q, k, v, slope_H, row.blocks, state)
+    return out, lambda: _final_states(k, v, slope_H, row.blocks, entering, state)
+
+
 class DecayAttention(nn.Module):
     """Every mixer with one fixed decay per head: what is common to them is the state and the three ways to run.
 
@@ -261,10 +277,9 @@ class DecayAttention(nn.Module):
         """Train: every sequence starts from nothing."""
         q, k, v = self._qkv(u_TD, row.cos_TR, row.sin_TR)
         slope_H = self._slope(u_TD)
-        out, entering = attend_blocks(q, k, v, slope_H, row.blocks)
+        out, final_states = attend_row(q, k, v, slope_H, row, None)
         if row.share is not None:
-            final_N = _final_states(k, v, slope_H, row.blocks, entering, None)
-            out = row.share.add_carried(out, q, final_N[-1], slope_H)
+            out = row.share.add_carried(out, q, final_states()[-1], slope_H)
         return self._project(out, u_TD)
 
     def prefill(self, u_TD: Tensor, row: Row, slots_N: Tensor, cache: HybridCache) -> Tensor:
@@ -272,14 +287,16 @@ class DecayAttention(nn.Module):
         q, k, v = self._qkv(u_TD, row.cos_TR, row.sin_TR)
         pool = cache.states[self.layer]
         state = None if row.is_fresh else pool[slots_N]
-        out, entering = attend_blocks(q, k, v, self._slope(u_TD), row.blocks, state)
-        pool[slots_N] = _final_states(k, v, self._slope(u_TD), row.blocks, entering, state).to(pool.dtype)
+        out, final_states = attend_row(q, k, v, self._slope(u_TD), row, state)
+        pool[slots_N] = final_states().to(pool.dtype)
         return self._project(out, u_TD)
 
     def decode(self, u_ND: Tensor, turn: Turn, cache: HybridCache) -> Tensor:
         """One token for each slot of the turn."""
         q, k, v = self._qkv(u_ND, turn.cos_NR, turn.sin_NR)
         pool = cache.states[self.layer]
+        if fast := kernels_for(q):
+            return self._project(fast.step_(q, k, v, self._slope(u_ND), pool, turn.slots_N), u_ND)
         state = pool[turn.run]
         out = lightning_step_(q, k, v, self._slope(u_ND), state)
         if not isinstance(turn.run, slice):
@@ -323,5 +340,10 @@ class LightningAttention(DecayAttention):
         return q, k, v
 
     def _project(self, out_THd: Tensor, u: Tensor) -> Tensor:
-        projected: Tensor = self.out_proj(torch.sigmoid(self.output_gate(u)) * self.norm(out_THd.flatten(1)))
+        gate, heads = self.output_gate(u), out_THd.flatten(1)
+        if fast := kernels_for(out_THd):
+            gated = fast.gated_norm(heads, self.norm.weight, gate, self.norm.eps)
+        else:
+            gated = torch.sigmoid(gate) * self.norm(heads)
+        projected: Tensor = self.out_proj(gated)
         return projected

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 from model.cached_attention import attend_cached
 from model.config import HybridConfig
@@ -42,6 +41,8 @@ def rotate(x: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
 
 def _attend_last(q_nHd: Tensor, k_MKd: Tensor, v_MKd: Tensor) -> Tensor:
     """Causal attention of the last n tokens of a sequence of M: [n, H, d]."""
+    from torch.nn.attention.bias import causal_lower_right  # it brings torch's compiler along: seconds, for this alone
+
     mask = causal_lower_right(len(q_nHd), len(k_MKd))  # no [n, M] tensor where a fused kernel takes it as it is
     q, k, v = (x.transpose(0, 1)[None] for x in (q_nHd, k_MKd, v_MKd))
     groups = q.shape[1] // k.shape[1]

@@ -22,9 +22,8 @@ from launch.compose import compose
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PACKAGES = ("cispo", "configs", "launch", "model", "rewards", "rollout", "sandbox")
-PAGES = [
-    DOCS / name for name in ("algorithm.md", "api.md", "configs.md", "long_context.md", "map.md", "models.md")
-] + sorted(DOCS.glob("decisions/*.md"))
+PAGE_NAMES = ("algorithm", "api", "configs", "kernels", "long_context", "map", "models")
+PAGES = [DOCS / f"{name}.md" for name in PAGE_NAMES] + sorted(DOCS.glob("decisions/*.md"))
 
 
 def by_name(path):
