@@ -35,6 +35,7 @@ check: .venv/.installed-dev
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/long_context.py
 	$(BIN)/python benchmarks/embedded.py
 	$(BIN)/python benchmarks/precision.py
 

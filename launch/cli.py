@@ -73,10 +73,17 @@ def make_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="a prompt in, text out as it is sampled")
     _add_policy(generate)
     generate.add_argument("prompt", nargs="?", help="the prompt; without it, one prompt per line of standard input")
+    generate.add_argument(
+        "--prompt-file", type=Path, metavar="FILE", help="the prompt is this file's text, of any length"
+    )
     generate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     generate.add_argument("--max-new-tokens", type=int, default=256)
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--chat", action="store_true", help="put the prompt through the tokenizer's chat template")
+    generate.add_argument(
+        "--state", type=Path, metavar="FILE", help="save the work there against a kill, and go on from it if it exists"
+    )
+    generate.add_argument("--save-seconds", type=float, default=60.0, help="time between two saves (default 60)")
     generate.set_defaults(run=run_generate)
 
     report = commands.add_parser("report", help="make runs/<name>/report.html anew")
@@ -151,10 +158,9 @@ def run_eval(options: argparse.Namespace) -> int:
 
 def run_generate(options: argparse.Namespace) -> int:
     """`cispo generate`."""
-    from launch.inference import generate_text
+    from launch.inference import generate_text, prompt_pieces
 
-    prompts = [options.prompt] if options.prompt is not None else (line.rstrip("\n") for line in sys.stdin)
-    for prompt in prompts:
+    for prompt in prompt_pieces(options, sys.stdin):
         for piece in generate_text(options.policy, prompt, options):
             print(piece, end="", flush=True)
         print()

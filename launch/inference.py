@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
-from cispo.errors import CheckpointError
+import numpy as np
+
+from cispo.errors import CheckpointError, ConfigError, DataError
 from cispo.evaluate import HeldOutEvaluator
 from cispo.records import rollout_record
 from configs.schema import RunConfig
@@ -19,8 +22,10 @@ from launch.compose import compose, load_config
 from launch.trackers import json_ready, write_atomically
 from launch.train import check_machine, make_service
 from model import HybridLM, Tokenizer, load_pretrained
+from model.checkpoint import fingerprint
 from rollout.engine import EngineConfig, HybridEngine, Request
 from rollout.sampling import Sampling
+from rollout.state_file import stream_resumably
 
 
 def policy_folder(path: Path) -> Path:
@@ -66,11 +71,39 @@ def evaluate_policy(path: Path, overrides: Sequence[str], output: Path | None) -
     return metrics
 
 
-def generate_text(path: Path, prompt: str, options: argparse.Namespace) -> Iterator[str]:
-    """The policy's answer to `prompt`, piece by piece as it is sampled."""
-    lm, tokenizer = _opened(policy_folder(path))
-    text = tokenizer.render([{"role": "user", "content": prompt}]) if options.chat else prompt
-    token_ids = tuple(tokenizer.encode(text))
+def prompt_pieces(options: argparse.Namespace, lines: Iterable[str]) -> Iterator[Iterable[str]]:
+    """The prompts of `cispo generate`, each as pieces of text: the one given, a file's, or one per line."""
+    if options.state and options.prompt is None and options.prompt_file is None:
+        raise ConfigError("--state keeps the state of one prompt: give the prompt or --prompt-file.")
+    if options.prompt is not None and options.prompt_file is not None:
+        raise ConfigError("A prompt is given or read with --prompt-file, not both.")
+    if options.prompt_file is not None:
+        yield _file_pieces(options.prompt_file)
+    elif options.prompt is not None:
+        yield [options.prompt]
+    else:
+        yield from ([line.rstrip("\n")] for line in lines)
+
+
+def _file_pieces(path: Path, size: int = 1 << 16) -> Iterator[str]:
+    """The text of a file as it is, in pieces. Raises DataError if it cannot be read."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            while piece := file.read(size):
+                yield piece
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The prompt file {path} cannot be read as UTF-8 text: {error}.") from error
+
+
+def generate_text(path: Path, prompt: Iterable[str], options: argparse.Namespace) -> Iterator[str]:
+    """The policy's answer to the prompt that the pieces make together, piece by piece as it is sampled.
+
+    With `options.state` it goes on from that file and saves itself there (rollout/state_file.py).
+    """
+    folder = policy_folder(path)
+    lm, tokenizer = _opened(folder)
+    pieces = [tokenizer.render([{"role": "user", "content": "".join(prompt)}])] if options.chat else prompt
+    token_ids = np.fromiter(chain.from_iterable(tokenizer.encode_pieces(pieces)), dtype=np.int64)
     sampling = Sampling(
         temperature=options.temperature,
         max_new_tokens=options.max_new_tokens,
@@ -78,13 +111,26 @@ def generate_text(path: Path, prompt: str, options: argparse.Namespace) -> Itera
     )
     size = EngineConfig(num_slots=1, max_length=len(token_ids) + options.max_new_tokens + 1)
     engine = HybridEngine(lm, size)
-    told, ids = "", list[int]()
-    for token_id in engine.stream(Request("generate", token_ids, 1, options.seed, sampling)):
-        ids.append(token_id)
-        whole = tokenizer.decode(ids)
-        if not whole.endswith("\ufffd"):  # half a character waits for its other half
-            yield whole[len(told) :]
-            told = whole
+    request = Request("generate", token_ids, 1, options.seed, sampling)
+    if options.state:
+        ids = stream_resumably(engine, request, options.state, fingerprint(lm), options.save_seconds)
+    else:
+        ids = engine.stream(request)
+    return text_of(ids, tokenizer.decode)
+
+
+def text_of(ids: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
+    """The text of token ids as they come; half a character waits for its other half.
+
+    A piece is decoded behind the one before it, for the sake of decoders that treat the first token otherwise.
+    """
+    before, pending = list[int](), list[int]()
+    for token_id in ids:
+        pending.append(token_id)
+        text = decode(before + pending)
+        if not text.endswith("\ufffd"):
+            yield text[len(decode(before)) :]
+            before, pending = pending, []
 
 
 @cache

@@ -2,13 +2,15 @@
 
 Each layer's mixer says what it keeps (model/layer.py): one constant-size float32 state per slot, as lightning layers
 do, or something for every position, as softmax layers do with keys and values. A state cannot be rolled back, so going
-back takes a snapshot made earlier.
+back takes a snapshot made earlier. What this costs in bytes is in docs/long_context.md.
 
 Shapes: S slots, H heads, K key/value heads, M longest length, d head width.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,25 @@ Slots = Tensor | Sequence[int]
 Pools = dict[int, Tensor]
 """Layer -> pool."""
 
+SHORT = 4096
+"""Length up to which sequences decode together. Beyond it those within a factor of four do, or a short one would be
+compared with as many keys as the longest has."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sequences of a turn that a softmax layer attends together, because they are of similar length.
+
+    Attributes:
+        lanes: which of the turn's N.
+        run: their slots, as an index into a pool.
+        longest: the greatest length among them once the new tokens are in.
+    """
+
+    lanes: slice | Tensor
+    run: slice | Tensor
+    longest: int
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -33,14 +54,14 @@ class Turn:
         slots_N: int64, the slots.
         run: the same slots as an index into a pool: consecutive ones as a slice, which makes a view.
         length_N: int64, tokens that each slot has seen; the new token's position.
-        longest: the greatest length once the new tokens are in.
+        parts: the slots by length, for softmax layers.
         cos_NR, sin_NR: float32 [N, rotary_dim / 2], the rotation of each new token's position.
     """
 
     slots_N: Tensor
     run: slice | Tensor
     length_N: Tensor
-    longest: int
+    parts: tuple[Part, ...]
     cos_NR: Tensor
     sin_NR: Tensor
 
@@ -79,7 +100,7 @@ class HybridCache:
                 self.constant[name][layer] = torch.zeros(num_slots, *shape, dtype=state_dtype, device=device)
             for name, (heads, width) in kept.tokens.items():
                 shape = (num_slots, heads, max_length, width)
-                self.growing[name][layer] = torch.zeros(shape, dtype=dtype, device=device)
+                self.growing[name][layer] = _untouched_zeros(shape, dtype, device)
         self.states = self.constant["state"]
         self.keys, self.values = self.growing["keys"], self.growing["values"]
 
@@ -135,7 +156,7 @@ class HybridCache:
         self.length_S[slot] = length
 
     def bytes(self) -> int:
-        """Memory of all pools, in bytes."""
+        """Memory of all pools once every slot is full, in bytes; on the CPU, places never written cost nothing."""
         pools = (*_each(self.constant), *_each(self.growing))
         return sum(pool.numel() * pool.element_size() for pool in pools)
 
@@ -161,6 +182,18 @@ class HybridCache:
             return slice(first, last + 1)
         return slots_N
 
+    def parts(self, slots_N: Tensor, length_N: Tensor, longest: int) -> tuple[Part, ...]:
+        """The slots by length, `longest` being the greatest once each has one more token; see `Part`."""
+        if longest <= SHORT:
+            return (Part(slice(None), self.run(slots_N), longest),)
+        # 0 up to SHORT, 1 up to 4 SHORT, 2 up to 16 SHORT, ...
+        class_N = ((length_N + 1).clamp(min=SHORT).double() / SHORT).log2().div(2).ceil()
+        parts = []
+        for number in class_N.unique().tolist():
+            lanes_n = (class_N == number).nonzero()[:, 0]
+            parts.append(Part(lanes_n, self.run(slots_N[lanes_n]), int(length_N[lanes_n].max()) + 1))
+        return tuple(parts)
+
     def _places(self, slot: int, length: int) -> dict[str, Tensor]:
         """Views of all that `slot` holds of a sequence of `length` tokens, under the names of a snapshot."""
         places: dict[str, Tensor] = {}
@@ -176,3 +209,14 @@ class HybridCache:
 
 def _each(named: dict[str, Pools]) -> Iterator[Tensor]:
     return (pool for pools in named.values() for pool in pools.values())
+
+
+def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device) -> Tensor:
+    """Zeros that, on the CPU, take no memory before they are written: places for a long sequence cost nothing until
+    one is that long (`torch.zeros` writes them all)."""
+    if torch.device(device).type != "cpu" or not hasattr(mmap, "MAP_PRIVATE"):
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # Without a reserve, or the system refuses more than it has, however little of it is ever written.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=flags)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -50,6 +51,15 @@ def load_weights(lm: HybridLM, stream: Stream) -> None:
 def check_weights(lm: HybridLM, weights: Iterable[tuple[str, Tensor]]) -> None:
     """Raise ModelError if `load_weights` would, without writing any."""
     _refuse(_faults(lm, iter(weights), lambda place, tensor: None))
+
+
+def fingerprint(lm: HybridLM) -> str:
+    """SHA-256, in hex, of the configuration and of every weight with its name: equal for equal models only."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(lm.config), sort_keys=True).encode())
+    for name, weight in stream_weights(lm):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} ".encode())
+        digest.update(weight.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _faults(lm: HybridLM, stream: Stream, use: Callable[[Tensor, Tensor], object]) -> list[str]:

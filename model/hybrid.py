@@ -151,7 +151,8 @@ class HybridLM(nn.Module):
         length_N = cache.length_S[slots_N]
         longest = cache.check_room(slots_N, torch.ones_like(length_N))
         cos, sin = rotary_tables(length_N, self.config.rotary_dim, self.config.rope_theta)
-        return Turn(slots_N, cache.run(slots_N), length_N, longest, cos, sin)
+        parts = cache.parts(slots_N, length_N, longest)
+        return Turn(slots_N, cache.run(slots_N), length_N, parts, cos, sin)
 
     def _row(self, positions_T: Tensor, cu_seqlens: Tensor, is_fresh: bool = True, share: Share | None = None) -> Row:
         num_tokens = len(positions_T)

@@ -1,7 +1,7 @@
 """Softmax attention: grouped queries, causal, rotary positions on the first dimensions of each head.
 
 Packed rows are attended bucket by bucket (model/row.py), so no mask is ever as wide as the row. Decoding reads the
-cache up to the longest active sequence and no further.
+cache up to the longest of the sequences that decode together and no further.
 
 Shapes: T tokens, N sequences, n sequences of a bucket padded to L tokens, H heads, K key/value heads, M keys, d.
 """
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.cached_attention import attend_cached
 from model.config import HybridConfig
 from model.kernels.packed import Linear
 from model.layer import Kept
@@ -94,7 +95,8 @@ class CausalAttention(nn.Module):
             stop = first + len(bucket.sequences_n) * bucket.length
             slots_n, before_n = slots_N[bucket.sequences_n], before_N[bucket.sequences_n]
             longest = int((before_n + bucket.lengths_n).max())
-            k_n, v_n = (pool[slots_n, :, :longest] for pool in (keys, values))
+            # One slot, as with a long prompt, is a view: a copy would double what the layer holds.
+            k_n, v_n = (pool[:, :, :longest][cache.run(slots_n)] for pool in (keys, values))
             outs.append(self._attend_cached(q_P[first:stop], k_n, v_n, before_n))
             first = stop
         return self._project(torch.cat(outs).index_select(0, row.buckets.scatter_T))
@@ -105,8 +107,11 @@ class CausalAttention(nn.Module):
         keys, values = cache.keys[self.layer], cache.values[self.layer]
         keys[turn.slots_N, :, turn.length_N] = k.to(keys.dtype)
         values[turn.slots_N, :, turn.length_N] = v.to(values.dtype)
-        k_N, v_N = (pool[:, :, : turn.longest][turn.run] for pool in (keys, values))
-        return self._project(self._attend_cached(q, k_N, v_N, turn.length_N))
+        out = torch.empty_like(q)
+        for part in turn.parts:
+            k_n, v_n = (pool[:, :, : part.longest][part.run] for pool in (keys, values))
+            out[part.lanes] = self._attend_cached(q[part.lanes], k_n, v_n, turn.length_N[part.lanes])
+        return self._project(out)
 
     def _attend_buckets(self, q: Tensor, k: Tensor, v: Tensor, row: Row) -> Tensor:
         """Causal attention [T, H, d] within each sequence of the row's buckets."""
@@ -151,16 +156,8 @@ class CausalAttention(nn.Module):
     def _attend_cached(self, q: Tensor, k_n: Tensor, v_n: Tensor, before_n: Tensor) -> Tensor:
         """Queries [n * L, H, d] at places before_n, before_n + 1, ... over cached keys [n, K, M, d]."""
         count, groups = len(k_n), self.num_heads // self.num_kv_heads
-        length = len(q) // count
-        q = q.view(count, length, self.num_kv_heads, groups, self.head_dim).permute(0, 2, 3, 1, 4)
-        q = q.reshape(count, self.num_kv_heads, groups * length, self.head_dim) * self.head_dim**-0.5
-        scores = (q @ k_n.to(q.dtype).mT).view(count, self.num_kv_heads, groups, length, -1)
-        place_nL = before_n[:, None] + torch.arange(length, device=q.device)
-        hidden = torch.arange(k_n.shape[2], device=q.device) > place_nL[:, :, None]
-        scores.masked_fill_(hidden[:, None, None], float("-inf"))
-        weight = torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
-        out = weight.flatten(2, 3) @ v_n.to(q.dtype)
-        out = out.view(count, self.num_kv_heads, groups, length, self.head_dim)
+        q = q.view(count, -1, self.num_kv_heads, groups, self.head_dim).permute(0, 2, 3, 1, 4)
+        out = attend_cached(q, k_n.to(q.dtype), v_n.to(q.dtype), before_n)
         return out.permute(0, 3, 1, 2, 4).reshape(-1, self.num_heads, self.head_dim)
 
     def _qkv(self, u: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,13 +1,16 @@
 """Text to token ids and back, saved as a standard tokenizer.json that other software reads.
 
 `Tokenizer.bytes_and_words` makes a tokenizer without training: one token per byte, so that any text can be
-written, and one token for each of a few words that a task uses often.
+written, and one token for each of a few words that a task uses often. A long text can come in pieces
+(`Tokenizer.encode_pieces`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +24,9 @@ DEFAULT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+PIECE = 1 << 14
+"""Characters that are encoded at once: the library keeps some hundred bytes per token until it is done."""
+
 TOKENIZER_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 
 
@@ -118,6 +124,63 @@ class Tokenizer:
         """Ids of `text`; nothing is added at either end."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
+        """Ids of the text that `pieces` are cut from, in lists: together exactly what `encode` gives for the whole.
+
+        A tokenizer of bytes and words takes each piece as it comes and holds back only what may be the beginning of
+        a word. Any other one (merges, a regular expression that cuts the text) may look arbitrarily far ahead, so
+        there the text is put together first.
+        """
+        if self._words is None:
+            yield self.encode("".join(pieces))
+            return
+        rest = ""
+        for piece in pieces:
+            for start in range(0, len(piece), PIECE):
+                text = rest + piece[start : start + PIECE]
+                stop = self._settled(text, *self._words)
+                if stop:
+                    yield self.encode(text[:stop])
+                rest = text[stop:]
+        if rest:
+            yield self.encode(rest)
+
+    @staticmethod
+    def _settled(text: str, words: re.Pattern[str], beginnings: frozenset[str], longest: int) -> int:
+        """How much of `text` no continuation can change: up to where a word may have begun.
+
+        Words are found from the left, the longest first, so one that is whole may still become a longer one, and one
+        that begins inside another does not count.
+        """
+        stop = max(0, len(text) - longest + 1)  # what starts before it is whole
+        for match in words.finditer(text):
+            if match.start() >= stop:
+                break
+            stop = max(stop, match.end())
+        while stop < len(text) and text[stop:] not in beginnings:
+            word = words.match(text, stop)
+            stop = word.end() if word else stop + 1
+        return stop
+
+    @cached_property
+    def _words(self) -> tuple[re.Pattern[str], frozenset[str], int] | None:
+        """Added tokens (what finds them, all their beginnings, their greatest length); None if merges, a regular
+        expression or a rule about white space decide too, so that they alone do not tell where a text can be cut."""
+        layout = json.loads(self._tokenizer.to_str())
+        before, model = layout["pre_tokenizer"] or {}, layout["model"]
+        is_plain = (
+            layout["normalizer"] is None
+            and (before.get("type"), before.get("use_regex"), before.get("add_prefix_space"))
+            == ("ByteLevel", False, False)
+            and (model.get("type"), model.get("merges"), model.get("ignore_merges")) == ("BPE", [], False)
+        )
+        rules = ("lstrip", "rstrip", "single_word")
+        if not is_plain or any(token[rule] for token in layout["added_tokens"] for rule in rules):
+            return None
+        words = sorted((token["content"] for token in layout["added_tokens"]), key=len, reverse=True)
+        beginnings = frozenset(word[:length] for word in words for length in range(1, len(word)))
+        return re.compile("|".join(map(re.escape, words)) or r"(?!)"), beginnings, len(words[0]) if words else 1
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, without special tokens; thinking tags and words stay visible."""

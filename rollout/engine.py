@@ -2,19 +2,20 @@
 
 `HybridEngine` batches continuously over the slots of one `HybridCache`. A step gives every running sequence one
 token; the finished leave, and waiting ones take their slots in the same step. A prompt is prefilled once for its
-whole group and its state copied to the members. What a token is drawn from, when a sequence ends and what the model
-computes live in sampling.py, stopping.py and model/; here is only who sits where. The protocol that it fulfils, with
-requests and completions, is engine_protocol.py.
+whole group and its state copied to the members; a long one in pieces, one a step, so that nobody waits for it.
+What a token is drawn from, when a sequence ends and what the model computes live in sampling.py, stopping.py and
+model/; here is only who sits where. The protocol that it fulfils, with requests and completions, is
+engine_protocol.py.
 
-Shape suffixes: S slots, N sequences that get a token, T tokens of packed prompts, V vocabulary, D model width.
+Shape suffixes: S slots, N sequences that get a token, V vocabulary, D model width.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import accumulate
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,12 @@ from cispo.protocols import ModelState
 from cispo.types import Ints, StopReason
 from model import HybridCache, HybridLM, ModelError
 from model.checkpoint import check_weights, load_weights
-from rollout.engine_protocol import Completion, Engine, Request
+from rollout.engine_protocol import Completion, Engine, Request, TokenIds
+from rollout.prompt_reader import PromptReader, Reading
 from rollout.sampling import Sampling
 from rollout.slots import Lanes, Occupant, Slots
-from rollout.snapshot import PausedSequence, from_arrays, to_arrays
-from rollout.stopping import FAILED, REASONS, initial_state
+from rollout.snapshot import PausedRequest, PausedSequence
+from rollout.stopping import FAILED, REASONS, RuleState, initial_state
 
 __all__ = ["Completion", "Engine", "EngineConfig", "HybridEngine", "Request"]
 
@@ -43,7 +45,8 @@ class EngineConfig:
     Attributes:
         num_slots: sequences sampled at the same time.
         max_length: tokens of the longest sequence, prompt included.
-        prefill_tokens: prompt tokens per forward pass; a longer prompt is prefilled in pieces of that size.
+        prefill_tokens: prompt tokens per forward pass; a longer prompt is prefilled in pieces of that size, one a
+            step.
     """
 
     num_slots: int = 64
@@ -72,12 +75,14 @@ class _Group:
         waiting: members without a slot, in order.
         paused: those of them that come from a snapshot.
         prompt: cache state and logits_V after the prompt, kept while fresh members wait for a slot.
+        reading: cache state after a part of the prompt, from a snapshot.
     """
 
     request: Request
     waiting: deque[int]
     paused: dict[int, PausedSequence] = field(default_factory=dict)
     prompt: tuple[dict[str, Tensor], Tensor] | None = None
+    reading: dict[str, Tensor] = field(default_factory=dict)
 
 
 class HybridEngine:
@@ -102,8 +107,10 @@ class HybridEngine:
             weight = next(lm.parameters())
             cache = HybridCache(lm.config, num_slots, max_length, device=weight.device, dtype=weight.dtype)
         self._cache = cache
+        self._reader = PromptReader(lm, cache, self.config.prefill_tokens)
         self._slots = Slots(num_slots, max_length, cache.length_S.device)
         self._groups: deque[_Group] = deque()
+        self._readings: deque[tuple[_Group, Reading]] = deque()  # long prompts, each in a slot
         self._requests: dict[str, Request] = {}  # those under way
         self._num_left: dict[str, int] = {}  # their members that have not ended
         self._undelivered: list[Completion] = []
@@ -116,18 +123,22 @@ class HybridEngine:
 
     @property
     def num_running(self) -> int:
-        """Sequences that sit in a slot."""
-        return self._slots.num_running
+        """Sequences that sit in a slot, those whose prompts are being read included."""
+        return self._slots.num_taken
 
     @property
     def num_waiting(self) -> int:
         """Sequences that wait for a slot."""
-        return sum(len(group.waiting) for group in self._groups)
+        return sum(len(group.waiting) for group in self._unseated())
 
     @property
     def has_work(self) -> bool:
         """Some sequence is running or waiting, or has ended and was not yet returned by `step`."""
         return bool(self._groups or self._undelivered) or self.num_running > 0
+
+    def is_under_way(self, request_id: str) -> bool:
+        """Some member of the request has not ended."""
+        return request_id in self._requests
 
     def submit(self, requests: Iterable[Request]) -> None:
         """Queue requests in order. Raises InvalidRequest, and then queues none of them."""
@@ -150,6 +161,7 @@ class HybridEngine:
         """Forget these requests, running or waiting; unknown ids are ignored."""
         gone = set(request_ids)
         self._groups = deque(group for group in self._groups if group.request.id not in gone)
+        self._readings = deque(entry for entry in self._readings if entry[0].request.id not in gone)
         self._undelivered = [completion for completion in self._undelivered if completion.request_id not in gone]
         for id in gone:
             self._requests.pop(id, None)
@@ -159,7 +171,7 @@ class HybridEngine:
                 self._slots.release(slot)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0, num_samples: int = 1
+        self, prompts: Sequence[TokenIds], sampling: Sampling, seed: int = 0, num_samples: int = 1
     ) -> list[list[Completion]]:
         """Sample every prompt `num_samples` times and wait; result [prompt][member]. Prompt i has seed `seed + i`.
 
@@ -168,7 +180,7 @@ class HybridEngine:
         self._num_generate_calls += 1
         ids = [f"generate/{self._num_generate_calls}/{i}" for i in range(len(prompts))]
         self.submit(
-            Request(id, tuple(prompt), num_samples, seed + i, sampling)
+            Request(id, prompt if isinstance(prompt, np.ndarray) else tuple(prompt), num_samples, seed + i, sampling)
             for i, (id, prompt) in enumerate(zip(ids, prompts, strict=True))
         )
         ended: dict[str, list[Completion]] = {id: [] for id in ids}
@@ -189,23 +201,33 @@ class HybridEngine:
         if request.num_samples != 1:
             raise InvalidRequest(f"A streamed request has one sample, got num_samples={request.num_samples}.")
         self.submit([request])
+        with closing(self.follow(request.id)) as steps:
+            for token_ids in steps:
+                yield from token_ids
+
+    def follow(self, request_id: str) -> Generator[list[int], None, None]:
+        """After each step what is new of a request under way with one sample: nothing while its prompt is read.
+
+        Tokens that it had before come with the first. Otherwise as `stream`.
+        """
         num_sent = 0
         try:
-            while (ended := self._step_for(request.id)) is None:
-                token_ids = self._tokens_so_far(request.id)
-                yield from token_ids[num_sent:].tolist()
-                num_sent = len(token_ids)
-            yield from ended.token_ids[num_sent:].tolist()
+            while (ended := self._step_for(request_id)) is None:
+                token_ids = self._tokens_since(request_id, num_sent).tolist()
+                yield token_ids
+                num_sent += len(token_ids)
+            yield ended.token_ids[num_sent:].tolist()
             if ended.failed:
-                raise CispoError(f"Request {request.id!r} could not go on: {ended.failed}.")
+                raise CispoError(f"Request {request_id!r} could not go on: {ended.failed}.")
         finally:
-            self.cancel([request.id])
+            self.cancel([request_id])
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor | NDArray[Any]]], version: int) -> None:
         """Replace the weights between two steps.
 
         Sequences under way go on: their states stay those of the older weights, and each token records the version
-        that sampled it. A prompt whose group is not seated yet is prefilled again with the new weights.
+        that sampled it, and a prompt that is half read is read on. A prompt whose group is not seated yet is prefilled
+        again with the new weights.
         Raises WeightSyncError if names or shapes are not the model's; the old weights are then kept whole, for which
         all of `weights` is looked at before the first is written.
         """
@@ -230,45 +252,35 @@ class HybridEngine:
             raise InvalidRequest(f"Only a request under way can be saved, and {request_id!r} is not.")
         members: dict[int, PausedSequence] = {}
         fresh: list[int] = []
-        for group in self._groups:
+        reading: dict[str, Tensor] = {}
+        for group in self._unseated():
             if group.request.id == request_id:
                 members |= group.paused
                 fresh += [member for member in group.waiting if member not in group.paused]
+                reading = group.reading
         for slot, occupant in self._slots.occupied():
-            if occupant.request_id == request_id:
+            if occupant.request_id == request_id and self._slots.has_begun(slot):
                 members[occupant.member] = self._slots.pause(slot, self._cache.snapshot(slot))
-        meta = {"request": asdict(self._requests[request_id]), "fresh": fresh}
-        return ModelState(arrays=to_arrays(members), meta=meta)
+        for group, read in self._readings:
+            if group.request.id == request_id:
+                fresh.append(self._slots.occupant(read.slot).member)
+                reading = self._cache.snapshot(read.slot) if read.num_read else {}
+        return PausedRequest(self._requests[request_id], sorted(fresh), members, reading).to_state()
 
     def resume(self, state: ModelState) -> None:
-        """Queue a request exactly where `snapshot` saw it. Raises InvalidRequest as `submit` does.
+        """Queue a request exactly where `snapshot` saw it.
 
-        A state that does not fit this engine's model ends as a failed completion.
+        Raises InvalidRequest as `submit` does, and for a state that contradicts itself. A state that does not fit
+        this engine's model ends as a failed completion.
         """
-        fields = dict(state.meta["request"])
-        request = Request(**{**fields, "sampling": Sampling(**fields["sampling"])})
-        self._check(request, self._requests)
-        paused = from_arrays(state.arrays)
-        self._queue(_Group(request, deque(sorted([*state.meta["fresh"], *paused])), paused))
+        paused = PausedRequest.from_state(state)
+        self._check(paused.request, self._requests, paused.faults(self._vocab_size))
+        members = dict(paused.members)
+        self._queue(_Group(paused.request, deque(sorted([*paused.fresh, *members])), members, None, paused.reading))
 
-    def _check(self, request: Request, under_way: Collection[str]) -> None:
-        """Raise InvalidRequest with everything that is wrong with the request."""
-        sampling, prompt = request.sampling, np.asarray(request.token_ids)
-        faults = sampling.faults(self._vocab_size)
-        if prompt.size == 0:
-            faults.append("the prompt must hold at least one token")
-        elif prompt.ndim != 1 or prompt.dtype.kind not in "iu":
-            faults.append(f"the prompt must be a flat sequence of integers, got {prompt.dtype} {prompt.shape}")
-        elif not 0 <= prompt.min() <= prompt.max() < self._vocab_size:
-            faults.append(f"prompt ids must lie in [0, {self._vocab_size}), got {prompt.min()} to {prompt.max()}")
-        length = prompt.size + sampling.max_new_tokens
-        if length > self.config.max_length:
-            faults.append(
-                f"prompt ({prompt.size}) plus max_new_tokens ({sampling.max_new_tokens}) must not exceed the engine's "
-                f"max_length {self.config.max_length}"
-            )
-        if request.num_samples < 1:
-            faults.append(f"num_samples must be at least 1, got {request.num_samples}")
+    def _check(self, request: Request, under_way: Collection[str], faults: Sequence[str] = ()) -> None:
+        """Raise InvalidRequest with everything that is wrong with the request, `faults` known before included."""
+        faults = [*request.faults(self._vocab_size, self.config.max_length), *faults]
         if request.id in under_way:
             faults.append("its id must differ from those of the requests under way")
         if faults:
@@ -282,10 +294,12 @@ class HybridEngine:
     @torch.inference_mode()
     def _step(self) -> list[Completion]:
         ended: list[Completion] = []
-        if self.num_running:
-            lanes = self._slots.running()
+        lanes = self._slots.running()
+        if lanes.host_N.size:
             hidden_ND = self._lm.decode(self._slots.last_tokens(lanes), lanes.slots_N, self._cache)
             ended += self._advance(lanes, self._lm.logits(hidden_ND))
+        if self._readings:
+            ended += self._read_on()
         while self._groups and self._slots.num_free:
             ended += self._admit()
         return ended
@@ -320,23 +334,64 @@ class HybridEngine:
     def _admit(self) -> list[Completion]:
         """Seat waiting members, in order of submission, as far as free slots and `prefill_tokens` reach.
 
-        Fresh members get their first token; those from a snapshot have theirs and join the next decode.
+        Fresh members get their first token; those from a snapshot have theirs and join the next decode. A long prompt
+        gets a slot to be read into and is overtaken.
         """
         ended: list[Completion] = []
         entries: list[tuple[_Group, list[int]]] = []
         budget = self.config.prefill_tokens
         while self._groups and self._slots.num_free:
             group = self._groups[0]
-            budget -= len(group.request.token_ids) if group.prompt is None else 0
+            is_long = group.prompt is None and self._reader.is_long(group.request.token_ids)
+            budget -= len(group.request.token_ids) if group.prompt is None and not is_long else 0
             if entries and budget < 0:
                 break
             ended += self._seat_paused(group)
+            if is_long and group.waiting and not group.paused and self._slots.num_free:
+                self._groups.popleft()
+                ended += self._begin_reading(group)
+                continue
             slots = self._seat_fresh(group)
             if slots:
                 entries.append((group, slots))
             if not group.waiting:
                 self._groups.popleft()
-        return ended + (self._advance_fresh(entries) if entries else [])
+        prompts = [(group.request.token_ids, slots[0]) for group, slots in entries if group.prompt is None]
+        return ended + self._advance_fresh(entries, iter(self._reader.read(prompts)))
+
+    def _begin_reading(self, group: _Group) -> list[Completion]:
+        """Seat one member of a group whose prompt is long; returns all of them if they come from another model."""
+        slot = self._seat(group.request, group.waiting.popleft())
+        if group.reading:
+            try:
+                self._cache.restore(slot, group.reading)
+            except ModelError as error:
+                ended = [self._end(slot, FAILED, failed=str(error))]
+                for other in group.waiting:
+                    ended.append(self._end(self._seat(group.request, other), FAILED, failed=str(error)))
+                return ended
+        num_read = int(group.reading["length"]) if group.reading else 0
+        group.reading = {}
+        self._readings.append((group, Reading(group.request.token_ids, slot, num_read)))
+        return []
+
+    def _read_on(self) -> list[Completion]:
+        """Read the next piece of the long prompt that came first; after the last one its members begin."""
+        group, reading = self._readings[0]
+        logits_V = self._reader.read_on(reading)
+        if logits_V is None:
+            return []
+        self._readings.popleft()
+        slots = [reading.slot, *self._seat_fresh(group)]
+        ended = self._advance_fresh([(group, slots)], iter([logits_V]))
+        if group.waiting:
+            self._groups.appendleft(group)
+        return ended
+
+    def _unseated(self) -> Iterator[_Group]:
+        """The groups with members that have no slot."""
+        yield from self._groups
+        yield from (group for group, _ in self._readings)
 
     def _seat_paused(self, group: _Group) -> list[Completion]:
         """Seat the members that come from a snapshot; returns those whose state does not fit this model."""
@@ -362,14 +417,18 @@ class HybridEngine:
     def _seat(self, request: Request, member: int) -> int:
         return self._slots.seat(Occupant(request.id, member, request.seed, request.sampling))
 
-    def _advance_fresh(self, entries: list[tuple[_Group, list[int]]]) -> list[Completion]:
-        """Bring each group's prompt into its slots and draw every member's first token."""
-        prefilled = iter(
-            self._prefill([(group.request.token_ids, slots[0]) for group, slots in entries if group.prompt is None])
-        )
+    def _advance_fresh(self, entries: list[tuple[_Group, list[int]]], prefilled: Iterator[Tensor]) -> list[Completion]:
+        """Bring each group's prompt into its slots and draw every member's first token.
+
+        `prefilled` has the logits_V of the groups whose prompts were just read into their first slots.
+        """
+        if not entries:
+            return []
         logits_NV = torch.cat([self._fill(group, slots, prefilled) for group, slots in entries])
         slots = [slot for _, members in entries for slot in members]
-        states = [initial_state(g.request.token_ids, g.request.sampling) for g, members in entries for _ in members]
+        states: list[RuleState] = []
+        for group, members in entries:
+            states += [initial_state(group.request.token_ids, group.request.sampling)] * len(members)
         self._slots.begin(slots, states)
         return self._advance(self._slots.lanes(slots), logits_NV)
 
@@ -391,41 +450,15 @@ class HybridEngine:
             self._cache.fork(first, others)
         return logits_V.expand(len(slots), -1)
 
-    def _prefill(self, prompts: list[tuple[tuple[int, ...], int]]) -> list[Tensor]:
-        """Run (token ids, slot) into empty slots; the logits_V after each.
-
-        Rows of a packed forward share matrix products, in which one prompt's NaN can reach its neighbours (0 * NaN),
-        so prompts that come out broken together are tried again one by one.
-        """
-        if not prompts:
-            return []
-        logits_NV = self._prefill_packed(prompts)
-        if len(prompts) > 1:
-            for row in (~logits_NV.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
-                logits_NV[row] = self._prefill_packed([prompts[row]])[0]
-        return list(logits_NV)
-
-    def _prefill_packed(self, prompts: list[tuple[tuple[int, ...], int]]) -> Tensor:
-        """One forward over all prompts, or several over a lone prompt that is longer than `prefill_tokens`."""
-        device, limit = self._cache.length_S.device, self.config.prefill_tokens
-        slots_N = torch.tensor([slot for _, slot in prompts], device=device)
-        self._cache.reset(slots_N)
-        for start in range(0, max(len(token_ids) for token_ids, _ in prompts), limit):
-            pieces = [token_ids[start : start + limit] for token_ids, _ in prompts]
-            tokens_T = torch.tensor([token for piece in pieces for token in piece], device=device)
-            cu_seqlens = torch.tensor([0, *accumulate(map(len, pieces))], device=device)
-            hidden_ND = self._lm.prefill(tokens_T, cu_seqlens, slots_N, self._cache)
-        return self._lm.logits(hidden_ND)
-
     def _step_for(self, request_id: str) -> Completion | None:
         """One step; returns the request's completion if it ended, and keeps the others' for `step`."""
         ended = self._step()
         self._undelivered += [completion for completion in ended if completion.request_id != request_id]
         return next((completion for completion in ended if completion.request_id == request_id), None)
 
-    def _tokens_so_far(self, request_id: str) -> Ints:
-        """New token ids of a request with one sample; empty while it waits."""
+    def _tokens_since(self, request_id: str, first: int) -> Ints:
+        """New token ids, from number `first` on, of a request with one sample; empty while it waits."""
         for slot, occupant in self._slots.occupied():
             if occupant.request_id == request_id:
-                return self._slots.read(slot)[0]
+                return self._slots.new_tokens(slot, first)
         return np.empty(0, dtype=np.int64)

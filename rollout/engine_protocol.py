@@ -9,28 +9,63 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from cispo.protocols import ModelState, WeightStream
 from cispo.types import Bools, Floats, Ints, StopReason
 from rollout.sampling import Sampling
 
+TokenIds = Sequence[int] | Ints
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Request:
     """One prompt to be sampled `num_samples` times.
 
     Attributes:
         id: unique among the requests under way, e.g. "chain/train/000417".
-        token_ids: the prompt.
+        token_ids: the prompt: a tuple or, for a long one, an integer array that nobody changes, because a tuple of
+            a million ids takes up to 40 MB and a second to copy, and an array 8 MB.
         num_samples: members of the group.
         seed: with the member's number it fixes the random numbers, whatever else is in the batch.
         sampling: how to sample and when to stop.
     """
 
     id: str
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     num_samples: int = 1
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Request)
+            and (self.id, self.num_samples, self.seed, self.sampling)
+            == (other.id, other.num_samples, other.seed, other.sampling)
+            and np.array_equal(self.token_ids, other.token_ids)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def faults(self, vocab_size: int, max_length: int) -> list[str]:
+        """Everything for which an engine of that vocabulary and length refuses the request, one sentence each."""
+        sampling, prompt = self.sampling, np.asarray(self.token_ids)
+        faults = sampling.faults(vocab_size)
+        if prompt.size == 0:
+            faults.append("the prompt must hold at least one token")
+        elif prompt.ndim != 1 or prompt.dtype.kind not in "iu":
+            faults.append(f"the prompt must be a flat sequence of integers, got {prompt.dtype} {prompt.shape}")
+        elif not 0 <= prompt.min() <= prompt.max() < vocab_size:
+            faults.append(f"prompt ids must lie in [0, {vocab_size}), got {prompt.min()} to {prompt.max()}")
+        if prompt.size + sampling.max_new_tokens > max_length:
+            faults.append(
+                f"prompt ({prompt.size}) plus max_new_tokens ({sampling.max_new_tokens}) must not exceed the engine's "
+                f"max_length {max_length}"
+            )
+        if self.num_samples < 1:
+            faults.append(f"num_samples must be at least 1, got {self.num_samples}")
+        return faults
 
 
 @dataclass(frozen=True)
@@ -79,7 +114,7 @@ class Engine(Protocol):
         """Forget these requests, running or waiting; unknown ids are ignored."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0, num_samples: int = 1
+        self, prompts: Sequence[TokenIds], sampling: Sampling, seed: int = 0, num_samples: int = 1
     ) -> list[list[Completion]]:
         """Sample every prompt `num_samples` times and wait; result [prompt][member]. Prompt i has seed `seed + i`."""
 

@@ -49,6 +49,7 @@ class Slots:
         self._device = device
         self._free = list(range(num_slots))  # a heap: low slots first
         self._occupants: list[Occupant | None] = [None] * num_slots
+        self._has_begun_S = [False] * num_slots  # not while the prompt is still being read
         self._rules = StopRules(num_slots, device)
         self._samplings = SamplingBatch.of([Sampling()] * num_slots, [0] * num_slots, device)
         self._last_token_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
@@ -65,7 +66,7 @@ class Slots:
         return len(self._free)
 
     @property
-    def num_running(self) -> int:
+    def num_taken(self) -> int:
         """Slots that somebody sits in."""
         return len(self._occupants) - len(self._free)
 
@@ -80,15 +81,16 @@ class Slots:
         return occupant
 
     def seat(self, occupant: Occupant) -> int:
-        """Give the lowest free slot away."""
+        """Give the lowest free slot away. It gets no tokens before `begin` or `go_on`."""
         slot = heappop(self._free)
         self._occupants[slot] = occupant
-        self._running = None
+        self._num_S[slot] = 0
         return slot
 
     def release(self, slot: int) -> None:
         """Free a slot."""
         self._occupants[slot] = None
+        self._has_begun_S[slot] = False
         self._running = None
         heappush(self._free, slot)
 
@@ -100,7 +102,9 @@ class Slots:
         slots_N = torch.tensor(slots, device=self._device)
         self._samplings.put(slots_N, SamplingBatch.of(samplings, keys, self._device))
         self._rules.assign(slots_N, samplings, states)
-        self._num_S[slots] = 0
+        for slot in slots:
+            self._has_begun_S[slot] = True
+        self._running = None
 
     def go_on(self, slot: int, paused: PausedSequence) -> None:
         """Continue a sequence that was just seated in `slot` as if it had never left one."""
@@ -125,11 +129,19 @@ class Slots:
             self._version_ST[slot, :num].copy(),
         )
 
+    def new_tokens(self, slot: int, first: int) -> Ints:
+        """A copy of the sequence's token ids from number `first` on."""
+        return self._token_ST[slot, first : self._num_S[slot]].copy()
+
     def running(self) -> Lanes:
-        """All taken slots."""
+        """All slots whose sequences have begun."""
         if self._running is None:
-            self._running = self.lanes([slot for slot, _ in self.occupied()])
+            self._running = self.lanes([slot for slot, _ in self.occupied() if self._has_begun_S[slot]])
         return self._running
+
+    def has_begun(self, slot: int) -> bool:
+        """The prompt of the sequence in a taken slot has been read."""
+        return self._has_begun_S[slot]
 
     def lanes(self, slots: Sequence[int]) -> Lanes:
         """These slots together."""

@@ -12,10 +12,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cispo.types import StopReason
+from cispo.types import Ints, StopReason
 from rollout.sampling import Sampling
 
 RUNNING, STOP, REPETITION, LENGTH, FAILED = range(5)
@@ -41,12 +42,13 @@ class RuleState:
     is_thinking: bool = False
 
 
-def initial_state(token_ids: Sequence[int], sampling: Sampling) -> RuleState:
+def initial_state(token_ids: Sequence[int] | Ints, sampling: Sampling) -> RuleState:
     """The state after a prompt: a chat template may leave the think block open; its own tokens are not charged."""
     if sampling.thinking_budget == 0:
         return RuleState()
-    marks = [i for i in token_ids if i in (sampling.think_open_id, sampling.think_close_id)]
-    return RuleState(is_thinking=bool(marks) and marks[-1] == sampling.think_open_id)
+    prompt_T = np.asarray(token_ids)
+    marks = np.flatnonzero((prompt_T == sampling.think_open_id) | (prompt_T == sampling.think_close_id))
+    return RuleState(is_thinking=bool(marks.size and prompt_T[marks[-1]] == sampling.think_open_id))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ from launch.compose import compose
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PACKAGES = ("cispo", "configs", "launch", "model", "rewards", "rollout", "sandbox")
-PAGE_NAMES = ("algorithm", "api", "configs", "kernels", "map", "models", "precision", "transformers")
+PAGE_NAMES = (
+    "algorithm", "api", "configs", "kernels", "long_context", "map", "models", "precision", "transformers",
+)  # fmt: skip
 PAGES = [DOCS / f"{name}.md" for name in PAGE_NAMES] + sorted(DOCS.glob("decisions/*.md"))
 
 

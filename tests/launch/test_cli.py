@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import main
+from launch.cli import main, make_parser
+from launch.inference import generate_text, text_of
 
 
 @pytest.fixture
@@ -244,6 +245,50 @@ def test_generate_writes_the_same_text_twice(whole_run, capsys):
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
     assert len(texts[0]) > 1
+
+
+def test_generate_reads_a_prompt_from_a_file_piece_by_piece(whole_run, tmp_path, capsys, monkeypatch):
+    from launch import inference
+
+    text = "1+2=<think>naïve \n" * 40
+    (tmp_path / "prompt.txt").write_text(text, newline="")
+    options = ["--temperature", "1", "--max-new-tokens", "9"]
+    assert main(["generate", "--policy", str(whole_run), text, *options]) == 0
+    wanted = capsys.readouterr().out
+    pieces = inference._file_pieces
+    monkeypatch.setattr(inference, "_file_pieces", lambda path: pieces(path, size=7))
+    assert main(["generate", "--policy", str(whole_run), "--prompt-file", str(tmp_path / "prompt.txt"), *options]) == 0
+    assert capsys.readouterr().out == wanted
+
+
+def test_generate_goes_on_from_its_state_and_tells_what_does_not_fit(whole_run, told, tmp_path, capsys):
+    state = tmp_path / "state"
+    command = ["generate", "--policy", str(whole_run), "1+2=", "--temperature", "1", "--max-new-tokens", "9"]
+    assert main(command) == 0
+    wanted = capsys.readouterr().out
+    options = make_parser().parse_args([*command, "--state", str(state), "--save-seconds", "0"])
+    stopped = generate_text(whole_run, ["1+2="], options)
+    begun = [next(stopped) for _ in range(3)]
+    kept = state.read_bytes()  # as a kill would leave it
+    stopped.close()
+    state.write_bytes(kept)
+    assert wanted.startswith("".join(begun))
+    assert "another seed" in told(*command, "--state", state, "--seed", "1")
+    assert main([*command, "--state", str(state)]) == 0
+    assert capsys.readouterr().out == wanted
+    assert not state.exists()
+    assert "one prompt" in told("generate", "--policy", whole_run, "--state", state)
+    assert "not both" in told("generate", "--policy", whole_run, "1=", "--prompt-file", state)
+    assert "cannot be read" in told("generate", "--policy", whole_run, "--prompt-file", tmp_path / "nowhere")
+
+
+def test_text_comes_in_whole_characters_and_none_twice():
+    text = "a é ☃ 𝄞 b"
+
+    def decode(ids):
+        return bytes(ids).decode(errors="replace")
+
+    assert list(text_of(text.encode(), decode)) == list(text)
 
 
 def test_eval_measures_what_the_run_did_and_writes_every_answer(whole_run, tmp_path, capsys):

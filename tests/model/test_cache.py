@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -112,3 +115,19 @@ def test_bytes_by_hand():
 def test_an_empty_cache_is_refused():
     with pytest.raises(ModelError, match="at least one slot"):
         HybridCache(TINY, 0, 10)
+
+
+def test_places_that_nobody_uses_take_no_memory():
+    """800 MB of keys and values of which a few rows are written: what the process holds must not grow by a tenth."""
+
+    def resident_bytes():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = resident_bytes()
+    cache = HybridCache(TINY, 100, 125_000)  # 100 slots x 2 heads x 4 wide x 4 bytes x keys and values
+    assert cache.bytes() > 800_000_000
+    for pool in (*cache.keys.values(), *cache.values.values()):
+        assert pool[:, :, :300].count_nonzero() == 0
+        pool[::10, :, :300] = 1
+        assert pool[:, :, :400].sum() == 10 * 2 * 300 * 4
+    assert resident_bytes() - before < 80_000_000

@@ -9,9 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import ModelError, Tokenizer
+from model import tokenizer as tokenizer_module
 
 WORDS = ("\\boxed{", "def ", "\n    return ")
 TOKENIZER = Tokenizer.bytes_and_words(WORDS)
+
+
+OVERLAPPING = Tokenizer.bytes_and_words(["ab", "abc", "xab", "bcd", "aa", "cab", "bcdxabxab"])
+"""Words that begin inside others, go on from others, or hold others."""
 
 
 @given(st.text())
@@ -28,6 +33,67 @@ def test_words_and_tags_are_one_token_and_stay_visible():
     for word in WORDS:
         assert TOKENIZER.encode(word) == [TOKENIZER.token_id(word)]
         assert TOKENIZER.decode([TOKENIZER.token_id(word)]) == word
+
+
+def streamed(tokenizer, pieces):
+    return [id for ids in tokenizer.encode_pieces(pieces) for id in ids]
+
+
+def cut(text, cuts):
+    """`text` in pieces, cut at these places (some pieces may be empty)."""
+    borders = sorted(min(cut, len(text)) for cut in cuts)
+    return [text[a:b] for a, b in zip([0, *borders], [*borders, len(text)], strict=True)]
+
+
+@given(st.text(alphabet="abcdx<>", max_size=40), st.lists(st.integers(0, 40), max_size=12))
+def test_no_cut_changes_the_ids_of_words_that_overlap(text, cuts):
+    assert streamed(OVERLAPPING, cut(text, cuts)) == OVERLAPPING.encode(text)
+
+
+@given(
+    st.lists(st.one_of(st.sampled_from([*WORDS, "<pad>", "</think>", "<think>", "\\box", "<"]), st.text(max_size=5))),
+    st.lists(st.integers(0, 120), max_size=12),
+)
+def test_no_cut_changes_the_ids_of_a_text_with_words_and_special_tokens(parts, cuts):
+    text = "".join(parts)
+    assert streamed(TOKENIZER, cut(text, cuts)) == TOKENIZER.encode(text)
+
+
+def test_a_stream_holds_back_no_more_than_a_word_may_need():
+    pieces, seen = ["héllo\n    re", "turn 1", "<thin", "king"], []
+
+    def watched():
+        for piece in pieces:
+            seen.append(len(given))
+            yield piece
+
+    given = []
+    for ids in TOKENIZER.encode_pieces(watched()):
+        given += ids
+    assert given == TOKENIZER.encode("".join(pieces))
+    assert seen == [0, 6, 8, 8]  # `\n    re` waits; `\n    return ` and `1` come at once; `<thin` waits for `k`
+
+
+def test_one_huge_piece_is_encoded_a_part_at_a_time(monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "PIECE", 5)
+    text = "<think>a\\boxed{é" * 3
+    parts = list(TOKENIZER.encode_pieces([text]))
+    assert sum(parts, []) == TOKENIZER.encode(text)
+    assert max(map(len, parts)) < 20
+
+
+def test_a_tokenizer_with_merges_gets_the_whole_text():
+    from tokenizers import Tokenizer as Raw
+    from tokenizers import models, pre_tokenizers
+
+    vocab = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {
+        "ab": 256,
+        "<e>": 257,
+    }
+    raw = Raw(models.BPE(vocab=vocab, merges=[("a", "b")]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    merged = Tokenizer(raw, eos_token="<e>")
+    assert streamed(merged, ["xa", "b"]) == merged.encode("xab") == [vocab["x"], 256]
 
 
 def test_pad_and_end_vanish():

@@ -1,0 +1,83 @@
+"""Prompts into slots: short ones together in one forward pass, a long one piece by piece between the others' steps.
+
+Shape suffixes: N prompts, T tokens of packed prompts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import HybridCache, HybridLM
+from rollout.engine_protocol import TokenIds
+
+
+@dataclass
+class Reading:
+    """A prompt on its way into a slot.
+
+    Attributes:
+        num_read: tokens of it that the slot's state holds.
+    """
+
+    token_ids: TokenIds
+    slot: int
+    num_read: int = 0
+
+
+class PromptReader:
+    """Runs prompts through the model, at most `piece` tokens of one prompt at a time."""
+
+    def __init__(self, lm: HybridLM, cache: HybridCache, piece: int) -> None:
+        self._lm = lm
+        self._cache = cache
+        self._piece = piece
+
+    def is_long(self, token_ids: TokenIds) -> bool:
+        """It has to be read in pieces."""
+        return len(token_ids) > self._piece
+
+    def read(self, prompts: Sequence[tuple[TokenIds, int]]) -> list[Tensor]:
+        """Run (short prompt, slot) from the beginning; returns the logits_V after each.
+
+        Rows of a packed forward share matrix products, in which one prompt's NaN can reach its neighbours (0 * NaN),
+        so prompts that come out broken together are tried again one by one.
+        """
+        if not prompts:
+            return []
+        logits_NV = self._read_packed(prompts)
+        if len(prompts) > 1:
+            for row in (~logits_NV.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
+                logits_NV[row] = self._read_packed([prompts[row]])[0]
+        return list(logits_NV)
+
+    def read_on(self, reading: Reading) -> Tensor | None:
+        """Run the next piece of a prompt; the logits_V after the prompt once it has been read, None before.
+
+        A prompt whose state is no longer finite is not read to its end: the logits, not finite either, come at once.
+        """
+        if reading.num_read == 0:
+            self._cache.reset([reading.slot])
+        piece = reading.token_ids[reading.num_read : reading.num_read + self._piece]
+        hidden_1D = self._forward([piece], [reading.slot])
+        reading.num_read += len(piece)
+        if reading.num_read < len(reading.token_ids) and bool(hidden_1D.isfinite().all()):
+            return None
+        return self._lm.logits(hidden_1D)[0]
+
+    def _read_packed(self, prompts: Sequence[tuple[TokenIds, int]]) -> Tensor:
+        token_ids, slots = zip(*prompts, strict=True)
+        self._cache.reset(slots)
+        return self._lm.logits(self._forward(token_ids, slots))
+
+    def _forward(self, token_ids: Sequence[TokenIds], slots: Sequence[int]) -> Tensor:
+        """Append to the slots; hidden states [N, D] of the last positions."""
+        device = self._cache.length_S.device
+        tokens_T = torch.tensor(np.concatenate([np.asarray(ids, dtype=np.int64) for ids in token_ids]), device=device)
+        cu_seqlens = torch.tensor([0, *accumulate(map(len, token_ids))], device=device)
+        return self._lm.prefill(tokens_T, cu_seqlens, torch.tensor(slots, device=device), self._cache)
