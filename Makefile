@@ -34,6 +34,8 @@ check: .venv/.installed-dev
 
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/head.py
+	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/long_context.py
 	$(BIN)/python benchmarks/embedded.py
