@@ -10,7 +10,8 @@ and medians are compared, because the machine may be busy with other things. CPU
 Cases: `equal-16` and `equal-64` sample a batch of prompts to one length. `groups` samples 4 prompts 16 times each, as
 RL does: the engine prefills a prompt once for its group. `long-tail` samples 128 requests whose
 lengths are log-normal: the engine refills its 64 slots, transformers runs two static batches, each as long as its
-longest member. Results go to benchmarks/results/engine.json.
+longest member. `limit` is the ratio that an engine of nothing but its matrix products would reach: theirs are of the
+same numbers, float32, in the same library. Results go to benchmarks/results/engine.json.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import machine
+from products import cpu_shares, product_share
 
 from model import HybridConfig, HybridLM
 from model.checkpoint import save_pretrained
@@ -155,6 +157,8 @@ def compare(case: Case, sides: dict[str, Callable[[Case], int]], repeats: int) -
             assert num_tokens == case.num_tokens, (name, num_tokens)
             seconds[name].append(taken)
     rates = {name: case.num_tokens / statistics.median(taken) for name, taken in seconds.items()}
+    share = product_share(cpu_shares(lambda: sides["engine"](case)))
+    ratio = rates["engine"] / rates["transformers"]
     return {
         "case": case.name,
         "requests": len(case.prompts),
@@ -163,7 +167,9 @@ def compare(case: Case, sides: dict[str, Callable[[Case], int]], repeats: int) -
         "new_tokens": case.num_tokens,
         "cpu_seconds": {name: [round(t, 3) for t in taken] for name, taken in seconds.items()},
         "tokens_per_cpu_second": {name: round(rate, 1) for name, rate in rates.items()},
-        "ratio": round(rates["engine"] / rates["transformers"], 2),
+        "ratio": round(ratio, 2),
+        "share_in_products": round(share, 3),
+        "limit": round(ratio / share, 2),
     }
 
 
@@ -187,7 +193,7 @@ def main() -> None:
         rates = results[-1]["tokens_per_cpu_second"]
         print(
             f"{case.name:10} {rates['engine']:8.0f} engine {rates['transformers']:8.0f} transformers  tokens per "
-            f"CPU-second, ratio {results[-1]['ratio']:.2f}"
+            f"CPU-second, ratio {results[-1]['ratio']:.2f}, limit {results[-1]['limit']:.2f}"
         )
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     parameters = sum(parameter.numel() for parameter in lm.parameters())
