@@ -8,6 +8,7 @@ learner, and the rollouts' cursor with the prompts that were drawn but not finis
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -36,6 +37,9 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise ConfigError(f"checkpoints.keep must be at least 1; got {self.keep}.")
+
+
+log = logging.getLogger(__name__)
 
 
 class FolderCheckpoints:
@@ -71,7 +75,10 @@ class FolderCheckpoints:
         verify(folder)
         learner.load(folder / "learner")
         rollouts.restore(json.loads((folder / "rollouts.json").read_text()))
-        return Progress(**json.loads((folder / "progress.json").read_text()))
+        progress = Progress(**json.loads((folder / "progress.json").read_text()))
+        if progress.step:
+            log.info("going on from step %d (%s)", progress.step, folder)
+        return progress
 
     def _discard(self, step: int) -> None:
         """Delete a checkpoint that may not exist; renamed first, so that none is ever seen half deleted."""

@@ -88,8 +88,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     changed = OmegaConf.create(typing.cast(dict[str, Any], values))
     try:
         for group in dict.fromkeys(key for key in keys if key in GROUPS):
-            chosen = compose([override for override in overrides if _key(override).split(".")[0] == group])
-            changed[group] = to_dict(chosen)[group]
+            # Judged below, as part of the run: beside the default experiment a group may make no sense.
+            changed[group] = _composed([o for o in overrides if _key(o).split(".")[0] == group], defaults)[group]
         for change in OverridesParser.create().parse_overrides([o for o in overrides if _key(o) not in GROUPS]):
             OmegaConf.update(changed, change.key_or_group, change.value(), force_add=True)
     except (OmegaConfBaseException, HydraException) as error:

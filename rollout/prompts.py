@@ -74,7 +74,7 @@ class TaskConfig:
         max_bad_rows: how many bad rows one file may have.
     """
 
-    mixture: dict[str, float] = field(default_factory=lambda: {"chain": 1.0, "program": 1.0})
+    mixture: dict[str, float] = field(default_factory=lambda: {"chain": 1.5, "program": 1.0})
     demonstration_mixture: dict[str, float] = field(default_factory=dict)
     parameters: TaskParameters = field(default_factory=TaskParameters)
     files: dict[str, FileConfig] = field(default_factory=dict)

@@ -306,6 +306,17 @@ def test_eval_measures_what_the_run_did_and_writes_every_answer(whole_run, tmp_p
     assert len(answers) == 4 * 2  # prompts times samples
 
 
+def test_eval_takes_other_prompts_than_those_of_the_run(whole_run, tmp_path, capsys):
+    """Prompts from a file have no demonstrations, which only a cold start would need."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "{i}+1=", "reference": "{i + 1}"}}\n' for i in range(9)))
+    overrides = ["task=files", f"task.files.mine.path={prompts}", "task.eval_fraction=0.5"]
+    assert main(["eval", "--policy", str(whole_run), *overrides]) == 0
+    shown = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert {"eval/mine/greedy", "eval/all/greedy"} <= set(shown)
+    assert not any("chain" in name for name in shown)
+
+
 def test_sft_alone_leaves_a_policy_that_generates(tmp_path, small, capsys):
     assert main(["sft", *small(tmp_path, "name=cold")]) == 0
     assert main(["generate", "--policy", str(tmp_path / "cold"), "1=", "--max-new-tokens", "2"]) == 0
