@@ -22,7 +22,8 @@ MAX_ROWS = 64
 """More rows pay for the plain product's layout themselves; and oneDNN compiles a kernel (0.5 ms) per number of rows."""
 
 MIN_WEIGHTS = 1 << 16
-"""Smaller weights stay in the processor's cache, where plain products are as fast and start sooner."""
+"""Smaller weights stay in the processor's cache, where plain products are as fast and start sooner. So are weights
+that are no taller than wide, whatever their size: [256, 512] takes 195 us plain and 198 packed for 16 rows."""
 
 
 def is_available() -> bool:
@@ -57,6 +58,7 @@ class PackedWeight:
             and x.dim() == 2
             and 0 < len(x) <= MAX_ROWS
             and weight.numel() >= MIN_WEIGHTS
+            and weight.shape[0] > weight.shape[1]
             and weight.dtype == x.dtype == torch.float32
             and weight.device.type == "cpu"
             and not weight.is_inference()  # has no version counter

@@ -26,7 +26,7 @@ def is_packed(pack):
 
 @pytest.fixture
 def weight():
-    return torch.nn.Parameter(torch.randn(256, MIN_WEIGHTS // 256, generator=torch.Generator().manual_seed(0)))
+    return torch.nn.Parameter(torch.randn(512, MIN_WEIGHTS // 512, generator=torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 17, MAX_ROWS])
@@ -91,6 +91,7 @@ def test_what_cannot_be_packed_is_multiplied_plainly(weight):
     assert product_is_plain(dtype=torch.float64)
     assert product_is_plain(dtype=torch.bfloat16)
     assert product_is_plain(of=weight[1:])
+    assert product_is_plain(of=weight.reshape(256, -1).contiguous())  # as wide as tall
     with torch.inference_mode():
         unversioned = weight.clone()
         assert torch.equal(PackedWeight().linear(unversioned[:3], unversioned), unversioned[:3] @ unversioned.T)
