@@ -23,8 +23,8 @@ _SIGN = r"(?P<sign>[-+−]?)\s*"
 _THOUSANDS = r"[1-9]\d{0,2}(?:(?:,(?:\\!)?|\{,\}|\\,|\\;)\d{3})+"
 _DECIMAL = re.compile(
     rf"{_SIGN}(?P<whole>{_THOUSANDS}|\d*)"
-    r"(?:\.(?P<part>\d*)(?:\\(?:overline|bar)\s*(?:\{(?P<repeat>\d+)\}|(?P<repeat_digit>\d)))?)?"
-    r"(?:[eE](?P<exponent>[-+]?\d{1,4}))?",
+    r"(?:\.(?P<part>\d*)(?:\\(?:overline|bar|dot)\s*(?:\{(?P<repeat>\d+)\}|(?P<repeat_digit>\d))|\((?P<repeat_round>\d+)\))?)?"
+    r"(?:[eE](?P<exponent>[-+]?\d{1,4})|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{\s*(?P<ten>[-+]?\d{1,4})\s*\}|(?P<ten_digit>\d)))?",
     re.ASCII,
 )
 _FRACTION = re.compile(
@@ -34,6 +34,7 @@ _FRACTION = re.compile(
     r"|(?P<over>\d+)\s*/\s*(?P<under>\d+))",
     re.ASCII,
 )
+_POWER = re.compile(rf"{_SIGN}(?P<number>\d+)\s*\^\s*(?:\{{\s*(?P<exponent>-?\d{{1,4}})\s*\}}|(?P<digit>\d))", re.ASCII)
 
 _INVISIBLE = re.compile(
     r"\\text\w*\s*\{(?:[^\W\d]|[\s.])*\}|\{[\s{}]*\}"  # units, words, empty groups
@@ -77,7 +78,7 @@ def _is_number(side: str) -> bool:
 
 
 def parse_numeral(text: str) -> Fraction | None:
-    """The exact value of an integer, decimal, fraction or mixed number; None for anything else.
+    """The exact value of an integer, decimal, fraction, mixed number or power; None for anything else.
 
     Longer than 1,000 characters, a power of ten beyond 100 or a denominator of 0 is None too.
     """
@@ -86,8 +87,13 @@ def parse_numeral(text: str) -> Fraction | None:
         return None
     if text.isascii() and text.isdigit():
         return Fraction(int(text))
-    value = _decimal(text)
-    return value if value is not None else _fraction(text)
+    if text.startswith("(") and text.endswith(")"):
+        return parse_numeral(text[1:-1])
+    for read in (_decimal, _fraction, _power):
+        value = read(text)
+        if value is not None:
+            return value
+    return None
 
 
 def _decimal(text: str) -> Fraction | None:
@@ -96,13 +102,13 @@ def _decimal(text: str) -> Fraction | None:
         return None
     whole = re.sub(r"\D", "", match["whole"])
     part = match["part"] or ""
-    repeat = match["repeat"] or match["repeat_digit"] or ""
+    repeat = match["repeat"] or match["repeat_digit"] or match["repeat_round"] or ""
     if not whole and not part and not repeat:
         return None
     value = Fraction(int(whole + part or "0"), 10 ** len(part))
     if repeat:
         value += Fraction(int(repeat), (10 ** len(repeat) - 1) * 10 ** len(part))
-    exponent = int(match["exponent"] or 0)
+    exponent = int(match["exponent"] or match["ten"] or match["ten_digit"] or 0)
     if abs(exponent) > _MAX_EXPONENT:
         return None
     return _signed(match["sign"], value * Fraction(10) ** exponent)
@@ -119,6 +125,16 @@ def _fraction(text: str) -> Fraction | None:
     if bottom == 0 or (whole and (top < 0 or bottom < 0)):
         return None
     return _signed(match["sign"], int(whole or 0) + Fraction(top, bottom))
+
+
+def _power(text: str) -> Fraction | None:
+    match = _POWER.fullmatch(text)
+    if match is None:
+        return None
+    power, exponent = int(match["number"]), int(match["exponent"] or match["digit"])
+    if (power == 0 and exponent <= 0) or abs(exponent) * len(match["number"]) > _MAX_DIGITS:
+        return None
+    return _signed(match["sign"], Fraction(power) ** exponent)
 
 
 def _integer(digits: str) -> int:
