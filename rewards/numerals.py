@@ -46,17 +46,25 @@ _OPERATOR = r"(?:[-+−–*∗×·÷/]|\\(?:cdot|times|div|ast|[bp]?mod(?![A-Za-
 _OPENING = r"(?:[(\[{|+−-]|\\[A-Za-z]+)*"
 _CLOSING = r"(?:[)\]}|!]|\\(?:factorial|r?vert|rfloor|rceil))*"
 _BETWEEN_NUMERALS = re.compile(rf"[\d.]{_CLOSING}({_OPERATOR})(?={_OPENING}[\d.])")
+_OPERATION = re.compile(
+    r"\\(?:i*int|oint|sum|prod|lim(?:inf|sup)?|max|min|sup|inf|gcd|lcm|det)(?![A-Za-z])|\\frac\{d\}\{d[a-z]\}"
+    r"|\\begin\{vmatrix\}|\\operatorname\{(?:lcm|gcd|max|min)\}"
+)
 _EQUALS = re.compile(r"=|\\equiv|\\approx")
 _PLAIN_FRACTION = re.compile(r"(?<![\d.])[-+−]?\d+/\d+(?![\d.])")
 _NOTATION = re.compile(rf"{_OPERATOR}|\\(?:[dtc]?frac|sqrt)")
 
 
 def is_arithmetic(latex: str) -> bool:
-    r"""Whether numerals are joined by + - * / or = instead of being worked out: `3+2-1`, `(5+2)=7`, `x=2\cdot3`.
+    r"""Whether something is left to be worked out: numerals joined by + - * / or =, or a sum, integral or limit.
+
+    So are `3+2-1`, `(5+2)=7`, `x=2\cdot3`, `\int_0^3 1\,dx`, `\gcd(6,9)`.
 
     Not so are one fraction of integers, 1/2, scientific notation, 3\times10^5, a power, a root, a factorial or a
     function of a number, and an equation whose other side has a letter, x_1=5.
     """
+    if _OPERATION.search(latex):
+        return True
     bare = _SCIENTIFIC.sub("1", _INVISIBLE.sub("", latex))
     sides = _EQUALS.split(bare)
     return any(map(_joins_numerals, sides)) or any(

@@ -48,6 +48,7 @@ class Ratio:
     parts: tuple[Fraction, ...]
     is_time: bool
     half: str
+    is_clock: bool  # it looks like a time, and may be a ratio
 
     @property
     def quotient(self) -> Fraction | None:
@@ -123,14 +124,14 @@ def _ratio(latex: str) -> Ratio | None:
     lowest = all(value.denominator == 1 for value in values) and math.gcd(*map(int, values)) == 1
     has_zero = any(part.strip().startswith("0") for part in bare.split(":"))
     is_time = is_clock and (half is not None or not lowest or has_zero or len(parts) == 3)
-    return Ratio(values, is_time, half[1].lower() if half else "")
+    return Ratio(values, is_time, half[1].lower() if half else "", is_clock)
 
 
 def _same_ratio(
     ours: Ratio | None, theirs: Ratio | None, our_number: Quantity | None, their_number: Quantity | None
 ) -> bool | None:
     if ours is not None and theirs is not None:
-        if ours.is_time or theirs.is_time:
+        if ours.is_time or (ours.is_clock and theirs.is_time):
             return ours.parts == theirs.parts and not (ours.half and theirs.half and ours.half != theirs.half)
         return _proportional(ours.parts, theirs.parts)
     ratio, number = (ours, their_number) if ours is not None else (theirs, our_number)
