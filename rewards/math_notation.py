@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from rewards.answer_format import closing_brace
+
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _SIGNS = {
     **dict.fromkeys("−–‐‑﹣", "-"), "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": r"\div ",
@@ -43,7 +45,7 @@ _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
 _WRAPPED = re.compile(
     r"\$\$(.+)\$\$|\$(.+)\$|\\\((.+)\\\)|\\\[(.+)\\\]|\*\*(.+)\*\*|`(.+)`"
-    r"|\\(?:text|mathbf|mathit|boldsymbol|textstyle|displaystyle)\{(-?[\d.,]+)\}|\{([^{}]+)\}",
+    r"|\\(?:text|mathbf|mathit|boldsymbol|textstyle|displaystyle)\{(-?[\d.,]+)\}",
     re.DOTALL,
 )
 _THIN = r"(?:\\[,;: ]|~|\{,\}|,\\!\s*)"
@@ -118,6 +120,8 @@ def _unwrapped(text: str) -> str:
         match = _WRAPPED.fullmatch(text)
         if match and "$" not in (inside := match[match.lastindex or 0]):
             text = inside.strip()
+        if text.startswith("{") and closing_brace(text) == len(text) - 1:
+            text = text[1:-1].strip() or text
         if text == before:
             break
     return text
