@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from cispo.types import Verdict
+from rewards.answer_limits import AnswerLimits, too_big
 from rewards.math_answer import MathAnswer
 from rewards.math_notation import tidy
 
@@ -66,7 +67,7 @@ def test_pairs_of_a_section_the_other_way_round(grader, section):
 
 def test_every_reference_answers_itself_once_it_is_written_otherwise(grader):
     """White space and typesetting around an answer never change it."""
-    golds = dict.fromkeys(pair.gold for pair in read_pairs())
+    golds = [gold for gold in dict.fromkeys(pair.gold for pair in read_pairs()) if not too_big(gold, AnswerLimits())]
     for gold in golds:
         for frame in ("$@$", r"\(@\)", r"\displaystyle @", "{@}", " @ "):
             text = frame.replace("@", gold)
