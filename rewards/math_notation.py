@@ -97,7 +97,7 @@ def tidy(latex: str) -> str:
         return latex
     if not latex.isascii():
         latex = _from_unicode(latex)
-    latex = _unwrapped(latex)
+    latex = _unwrapped(" ".join(latex.split()))  # one blank at a time, which keeps the patterns fast
     latex = _THOUSANDS.sub(lambda match: re.sub(r"\D", "", match[0]), latex)
     for pattern, replacement in _REWRITES:
         latex = pattern.sub(replacement, latex)

@@ -41,7 +41,7 @@ _INVISIBLE = re.compile(
     r"|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|q?quad|math(?:rm|bf|it)|text\w*|limits)(?![A-Za-z])"
     r"|\\[,;:!>\s$%]|[\s~$%\u00b0]|\^\{?\\circ\}?"
 )
-_SCIENTIFIC = re.compile(r"\d+(?:\.\d+)?(?:\\times|\\cdot|[×·*])10\^(?:\{[-−]?\d+\}|\d)")
+_SCIENTIFIC = re.compile(r"(?<!\d)\d+(?:\.\d+)?(?:\\times|\\cdot|[×·*])10\^(?:\{[-−]?\d+\}|\d)")
 _OPERATOR = r"(?:[-+−–*∗×·÷/]|\\(?:cdot|times|div|ast|[bp]?mod(?![A-Za-z])))"
 _OPENING = r"(?:[(\[{|+−-]|\\[A-Za-z]+)*"
 _CLOSING = r"(?:[)\]}|!]|\\(?:factorial|r?vert|rfloor|rceil))*"
