@@ -24,7 +24,23 @@ from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, normalize_la
 from latex2sympy2_extended.sets import FiniteSet
 from math_verify.grader import is_assignment_relation, is_relation, unwrap_fcs, verify
 from math_verify.parser import parse_latex_cached
-from sympy import Basic, Complement, Derivative, Eq, Expr, Float, I, MatrixBase, Mul, Pow, Rational, Set, Tuple, Union, simplify
+from sympy import (
+    Basic,
+    Complement,
+    Derivative,
+    Eq,
+    Expr,
+    Float,
+    I,
+    MatrixBase,
+    Mul,
+    Pow,
+    Rational,
+    Set,
+    Tuple,
+    Union,
+    simplify,
+)
 from sympy import FiniteSet as SympyFiniteSet
 from sympy.core.function import AppliedUndef
 
@@ -45,9 +61,18 @@ _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt)(?![A-Za-z])")
 _WITHOUT = re.compile(r"\\(?:setminus|smallsetminus|backslash)(?![A-Za-z])")
 _MEMBER_OF = re.compile(r"^\s*\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*\\in(?![A-Za-z])")
 _SET_OF = re.compile(
-    r"\\\{\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{R\}|\\in\s*\\mathbb\s*R)?\s*(?:\\mid(?![A-Za-z])|\||:)(.+)\\\}", re.DOTALL
+    r"\\\{\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{R\}|\\in\s*\\mathbb\s*R)?\s*(?:\\mid(?![A-Za-z])|\||:)(.+)\\\}",
+    re.DOTALL,
 )
-_POINTS = (Rational(17, 7), Rational(-23, 11), Rational(5, 13), Rational(-3, 19), Rational(31, 9), Rational(-41, 6), Rational(67, 71))
+_POINTS = (
+    Rational(17, 7),
+    Rational(-23, 11),
+    Rational(5, 13),
+    Rational(-3, 19),
+    Rational(31, 9),
+    Rational(-41, 6),
+    Rational(67, 71),
+)
 _MIN_POINTS = 4
 
 

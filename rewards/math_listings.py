@@ -11,7 +11,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-_SEPARATOR_WORD = re.compile(r",?\s*(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\lor(?![A-Za-z]))")
+_SEPARATOR_WORD = re.compile(
+    r",?\s*(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\lor(?![A-Za-z]))"
+)
 _NAME = re.compile(r"\s*(?P<name>(?:\\?[A-Za-z]+)(?:_\{?\w+\}?)?(?:\([a-z]\))?)\s*=(?!=)\s*(?P<value>.+)", re.DOTALL)
 _NAMES_OF_TUPLE = re.compile(r"\s*\([A-Za-z_0-9, ]+\)\s*=\s*(?=\()")
 _ELEMENT_OF = re.compile(r"\s*\\?[A-Za-z]+\s*\\in\s*(?=\\\{)")

@@ -17,7 +17,9 @@ from functools import lru_cache
 from rewards.numerals import parse_numeral
 from rewards.units import SCALES, split_unit, units_differ
 
-_PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*(?:\\?%|per\s?cent|percentage|pct)\.?\s*\}|\b(?:percent|percentage|pct))$")
+_PERCENT = re.compile(
+    r"\s*(?:\\?%|\\text\s*\{\s*(?:\\?%|per\s?cent|percentage|pct)\.?\s*\}|\b(?:percent|percentage|pct))$"
+)
 _SCALE = re.compile(rf"(?<=[\d\s}}])\s*(?:\\text\s*\{{\s*)?({'|'.join(SCALES)})s?(?:\s*\}})?$")
 _BASED = re.compile(
     r"(?:\(\s*)?([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)(?:\s*\))?\s*_\s*\{?\s*(?:\\text\s*\{\s*)?(\d{1,2}|[a-z]{3,8})\s*\}{0,2}"
@@ -25,7 +27,24 @@ _BASED = re.compile(
 _BASE_WORDS = {
     name: str(number)
     for number, name in enumerate(
-        "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split(), start=2
+        [
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+        ],
+        start=2,
     )
 }
 _HALF_OF_DAY = re.compile(r"\s*(?:\\text\s*\{\s*)?\b([ap])\.?\s?m\.?\s*\}?$", re.IGNORECASE)

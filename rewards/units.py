@@ -29,8 +29,42 @@ _WHOLE = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "kmph": "km/h", "fps": "f
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 """Words that are part of the number."""
 _NO_NOUNS = frozenset(
-    "or and not to between minus plus times negative than least most over half no never from if per percent approximately "
-    "about more less except but nor is isn't is_not into out with without".split()
+    [
+        "or",
+        "and",
+        "not",
+        "to",
+        "between",
+        "minus",
+        "plus",
+        "times",
+        "negative",
+        "than",
+        "least",
+        "most",
+        "over",
+        "half",
+        "no",
+        "never",
+        "from",
+        "if",
+        "per",
+        "percent",
+        "approximately",
+        "about",
+        "more",
+        "less",
+        "except",
+        "but",
+        "nor",
+        "is",
+        "isn't",
+        "is_not",
+        "into",
+        "out",
+        "with",
+        "without",
+    ]
 )
 
 _WORD = r"[A-Za-z]+(?:\.(?=\s|$|[A-Za-z]))?"

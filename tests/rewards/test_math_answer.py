@@ -15,6 +15,7 @@ from rewards.grader_pool import GraderPoolConfig
 from rewards.math_answer import MathAnswer, MathAnswerConfig
 from rollout.chain_task import ChainTask
 
+
 @pytest.fixture(scope="module")
 def grader():
     verifier = MathAnswer()
