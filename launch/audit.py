@@ -1,23 +1,22 @@
 """`cispo rewards audit`: do the configured rewards pay what they should, before a run finds out that they do not?
 
 Right answers, nonsense, other rows' answers and known tricks (rewards.probes) go through the same scorer as in a run.
-A right answer that is not marked as correct is a false negative, anything else that is, a false positive. The table is
-for people, `--json` for machines, and the exit status for both.
+A right answer that is not marked as correct is a false negative, anything else that is, a false positive. The table
+(launch/audit_table.py) is for people, `--json` for machines, and the exit status for both.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,8 +25,7 @@ from cispo.types import Prompt, Score, StopReason, Trajectory, Verdict
 from configs.schema import RunConfig
 from launch import build
 from launch.compose import compose
-from launch.run_files import write_atomically
-from rewards.probes import GARBAGE, GOLD, KINDS, Probe, gold_text, probes_of
+from rewards.probes import GARBAGE, GOLD, Probe, gold_text, probes_of
 from rewards.reward import Rewards
 from rollout.prompt_files import PromptLimit, read_rows
 from rollout.prompts import make_tasks
@@ -37,9 +35,7 @@ _SET = "mine"
 _NO_LIMIT = PromptLimit(1 << 40, "nothing")
 _SOLUTION_COLUMNS = ("solution", "gold")
 _NUM_OTHERS = 2  # other rows' answers that each prompt is tried with
-_NUM_SHOWN = 10
 _PROGRESS_SECONDS = 5.0
-_SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
@@ -128,6 +124,11 @@ class Audit:
         )
 
 
+def _share(findings: Sequence[Finding]) -> float:
+    judged = [finding for finding in findings if not finding.is_unusable]
+    return sum(finding.is_fault for finding in judged) / len(judged) if judged else 0.0
+
+
 def audit(prompts: str, overrides: Sequence[str], options: AuditOptions) -> Audit:
     """Try the rewards of a configuration on `prompts`: a file as in docs/data.md, or the name of a procedural task.
 
@@ -209,7 +210,7 @@ def _solutions(path: Path, id_column: str) -> dict[str, str]:
     return solutions
 
 
-def _work(subjects: Sequence[Subject], config: RunConfig) -> Iterator[tuple[Prompt, Probe]]:
+def _work(subjects: list[Subject], config: RunConfig) -> Iterator[tuple[Prompt, Probe]]:
     boxed = config.rewards.math.answer_is_boxed
     golds = [
         gold_text(subject.prompt.reference, verifier=subject.verifier, boxed=boxed, solution=subject.solution)
@@ -247,12 +248,16 @@ def _findings(rewards: Rewards, work: Iterable[tuple[Prompt, Probe]], num_thread
             ended: list[float] = []
             future = rewards.submit(prompt, _trajectory(probe.text), probe.text)
             running[future] = (prompt, probe, time.perf_counter(), ended)
-            future.add_done_callback(lambda _, ended=ended: ended.append(time.perf_counter()))
+            future.add_done_callback(functools.partial(_note_time, ended))
         if not running:
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             prompt, probe, began, ended = running.pop(future)
             yield _finding(prompt, probe, future, 1000 * ((ended or [time.perf_counter()])[0] - began))
+
+
+def _note_time(ended: list[float], future: Future[Score]) -> None:
+    ended.append(time.perf_counter())
 
 
 def _warm_up(rewards: Rewards, work: Sequence[tuple[Prompt, Probe]], num_threads: int) -> None:
@@ -291,79 +296,3 @@ def _progress(findings: Iterable[Finding], total: int) -> Iterator[Finding]:
             told = time.monotonic()
             print(f"audit: {number} of {total} probes", file=sys.stderr, flush=True)
         yield finding
-
-
-# --- telling it -------------------------------------------------------------------------------------------------
-
-
-def table(result: Audit) -> str:
-    """What a person reads: a line for each kind of probe, then the faults and the slowest verdicts."""
-    head = f"{'probes':<10} {'tried':>6} {'passed':>6} {'faults':>6} {'timeouts':>8} {'errors':>6} {'p50 ms':>8} {'p99 ms':>8}"
-    lines = [head, "-" * len(head)]
-    for kind in KINDS:
-        found = result.of(kind)
-        if found:
-            row = summary(found)
-            lines.append(
-                f"{kind:<10} {row['tried']:>6} {row['passed']:>6} {row['faults']:>6} {row['timeouts']:>8} "
-                f"{row['errors']:>6} {row['p50_ms']:>8.2f} {row['p99_ms']:>8.2f}"
-            )
-    lines.append(
-        f"false negatives {result.false_negative_share:.2%} of right answers, "
-        f"false positives {result.false_positive_share:.2%} of the rest; {result.num_prompts} prompts"
-        + (f", {result.num_without_gold} of them without a right answer to try" if result.num_without_gold else "")
-    )
-    lines += _listed("faults", [f for f in result.findings if f.is_fault])
-    lines += _listed("not judged", [f for f in result.findings if f.is_unusable])
-    lines += _listed("timeouts", [f for f in result.findings if f.verdict == Verdict.GRADER_TIMEOUT])
-    return "\n".join(lines)
-
-
-def summary(findings: Sequence[Finding]) -> dict[str, float]:
-    """Counts and times of some findings, which must not be none."""
-    times = sorted(finding.milliseconds for finding in findings)
-    return {
-        "tried": len(findings),
-        "passed": sum(finding.correct for finding in findings),
-        "faults": sum(finding.is_fault for finding in findings),
-        "timeouts": sum(finding.verdict == Verdict.GRADER_TIMEOUT for finding in findings),
-        "errors": sum(finding.is_unusable for finding in findings),
-        "p50_ms": statistics.median(times),
-        "p99_ms": times[min(len(times) - 1, int(0.99 * len(times)))],
-    }
-
-
-def write_json(result: Audit, options: AuditOptions, path: Path) -> None:
-    """The same for machines: shares, counts by kind, every fault with its text."""
-    content: dict[str, Any] = {
-        "passes": result.passes(options),
-        "num_prompts": result.num_prompts,
-        "num_without_gold": result.num_without_gold,
-        "false_negative_share": result.false_negative_share,
-        "false_positive_share": result.false_positive_share,
-        "kinds": {kind: summary(found) for kind in KINDS if (found := result.of(kind))},
-        "faults": [dataclasses.asdict(f) for f in result.findings if f.is_fault or f.is_unusable],
-    }
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
-
-
-def _listed(title: str, findings: Sequence[Finding]) -> list[str]:
-    if not findings:
-        return []
-    lines = [f"{title}: {len(findings)}" + (f", the first {_NUM_SHOWN}:" if len(findings) > _NUM_SHOWN else "")]
-    for finding in findings[:_NUM_SHOWN]:
-        name = finding.probe.name or finding.probe.kind
-        lines.append(
-            f"  {finding.prompt_id}: {name}: {finding.verdict}: {_shown(finding.probe.text)}  ({_shown(finding.note)})"
-        )
-    return lines
-
-
-def _shown(text: str) -> str:
-    text = text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
-
-
-def _share(findings: Sequence[Finding]) -> float:
-    judged = [finding for finding in findings if not finding.is_unusable]
-    return sum(finding.is_fault for finding in judged) / len(judged) if judged else 0.0

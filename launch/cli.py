@@ -188,7 +188,8 @@ def run_generate(options: argparse.Namespace) -> int:
 
 def run_audit(options: argparse.Namespace) -> int:
     """`cispo rewards audit`."""
-    from launch.audit import AuditOptions, audit, table, write_json
+    from launch.audit import AuditOptions, audit
+    from launch.audit_table import table, write_json
 
     limits = AuditOptions(options.max_prompts, options.max_false_negatives, options.max_false_positives)
     result = audit(options.prompts, options.overrides, limits)

@@ -1,6 +1,6 @@
-r"""What an audit sends through the rewards: right answers, nonsense, other rows' answers, and tricks that graders fell for.
+r"""What an audit sends through the rewards: right answers, nonsense, other rows' answers, and known tricks.
 
-    probes_of(prompt, kind="math", boxed=True, others=["7"], solution=None) -> [Probe("gold", "...\boxed{9}", True), ...]
+    probes_of(prompt, verifier="math", boxed=True) -> [..., Probe("gold", "...\boxed{9}", deserves=True)]
 
 Each trick was seen in training or in a published grader: naming many answers, a box in the thinking or one that never
 closes, the question copied, sums that nobody worked out, text that asks for a good mark; programs that leave early,

@@ -24,29 +24,8 @@ _SCALE = re.compile(rf"(?<=[\d\s}}])\s*(?:\\text\s*\{{\s*)?({'|'.join(SCALES)})s
 _BASED = re.compile(
     r"(?:\(\s*)?([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)(?:\s*\))?\s*_\s*\{?\s*(?:\\text\s*\{\s*)?(\d{1,2}|[a-z]{3,8})\s*\}{0,2}"
 )
-_BASE_WORDS = {
-    name: str(number)
-    for number, name in enumerate(
-        [
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-        ],
-        start=2,
-    )
-}
+_BASE_NAMES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_BASE_WORDS = {name: str(base) for base, name in enumerate(_BASE_NAMES.split(), start=2)}
 _HALF_OF_DAY = re.compile(r"\s*(?:\\text\s*\{\s*)?\b([ap])\.?\s?m\.?\s*\}?$", re.IGNORECASE)
 _CLOCK = re.compile(r"(?:[01]?\d|2[0-4]):[0-5]\d(?::[0-5]\d)?")
 

@@ -28,43 +28,9 @@ _SIGNS = {r"\$": "dollar", "$": "dollar", "€": "euro", "£": "pound sterling",
 _WHOLE = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "kmph": "km/h", "fps": "ft/s"}
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 """Words that are part of the number."""
-_NO_NOUNS = frozenset(
-    [
-        "or",
-        "and",
-        "not",
-        "to",
-        "between",
-        "minus",
-        "plus",
-        "times",
-        "negative",
-        "than",
-        "least",
-        "most",
-        "over",
-        "half",
-        "no",
-        "never",
-        "from",
-        "if",
-        "per",
-        "percent",
-        "approximately",
-        "about",
-        "more",
-        "less",
-        "except",
-        "but",
-        "nor",
-        "is",
-        "isn't",
-        "is_not",
-        "into",
-        "out",
-        "with",
-        "without",
-    ]
+_MEANINGFUL = (
+    "or and not to between minus plus times negative than least most over half no never from if per "
+    "percent approximately about more less except but nor is into out with without"
 )
 
 _WORD = r"[A-Za-z]+(?:\.(?=\s|$|[A-Za-z]))?"
@@ -100,8 +66,8 @@ def split_unit(latex: str) -> tuple[str, str]:
     match = _TAIL.search(latex)
     if match is None or not re.search(r"[\d})]\s*$|\\pi\s*$", latex[: match.start()]):
         return latex, ""
-    unit = _unit(match)
-    return (latex, "") if unit is None else (latex[: match.start()].strip(), unit)
+    name = _unit(match)
+    return (latex, "") if name is None else (latex[: match.start()].strip(), name)
 
 
 def units_differ(ours: str, theirs: str) -> bool:
@@ -126,7 +92,7 @@ def _unit(match: re.Match[str]) -> str | None:
     bare = set(re.findall(r"[^\W\d_]+", words))
     if match["plain"] is not None and not all(len(word) > 2 for word in bare):
         return None  # `5 xy mod z` is mathematics
-    if bare & (_NO_NOUNS | set(SCALES)) or re.search(r"[^\w\s'/-]|\d", words):
+    if bare & {*_MEANINGFUL.split(), *SCALES} or re.search(r"[^\w\s'/-]|\d", words):
         return None
     return ""
 

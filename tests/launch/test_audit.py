@@ -1,6 +1,7 @@
 """`cispo rewards audit` on rewards that are sound, gullible, too strict and broken."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -32,8 +33,7 @@ def file(tmp_path, monkeypatch):
 def run(*arguments):
     """Exit status and what `--json` wrote."""
     status = main(["rewards", "audit", *arguments, "--json", "audit.json"])
-    with open("audit.json") as found:
-        return status, json.load(found)
+    return status, json.loads(Path("audit.json").read_text())
 
 
 def custom(tmp_path, body):

@@ -1,4 +1,4 @@
-"""The math verifier: where an answer is, what needs no process, and hostile answers. Pairs are in test_math_pairs.py."""
+"""The math verifier: where an answer is, what needs no process, and hostile answers. Pairs: test_math_pairs.py."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
