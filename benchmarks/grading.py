@@ -101,7 +101,8 @@ def choices(rng: random.Random) -> Pair:
 
 def quantities(rng: random.Random) -> Pair:
     number = rng.randint(1, 10**5)
-    return f"{number}\\text{{ cm}}", f"{number + rng.choice((0, 1))}{rng.choice((' cm', '', r'\text{ centimeters}'))}"
+    unit = rng.choice((" cm", "", r"\text{ centimeters}"))
+    return f"{number}\\text{{ cm}}", f"{number + rng.choice((0, 1))}{unit}"
 
 
 def roots(rng: random.Random) -> Pair:
