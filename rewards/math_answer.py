@@ -19,7 +19,7 @@ from rewards.answer_limits import AnswerLimits, too_big
 from rewards.choices_and_words import same_choice, same_words
 from rewards.grader_pool import Ending, GraderPool, GraderPoolConfig
 from rewards.math_notation import tidy
-from rewards.numerals import is_arithmetic
+from rewards.numerals import is_arithmetic, parse_numeral
 from rewards.quantities import parse_quantity, same_quantity
 
 _MAX_LABELS = 3  # of a choice, each taken off in one pass
@@ -96,8 +96,9 @@ class MathAnswer:
         fault = too_big(answer, self._config.limits)
         if fault is not None:
             return Verdict.UNPARSEABLE, fault
-        if _is_plain(gold) and _is_plain(answer):
-            return (Verdict.CORRECT if int(gold) == int(answer) else Verdict.WRONG), ""
+        ours, theirs = parse_numeral(gold), parse_numeral(answer)
+        if ours is not None and theirs is not None:  # most answers of most runs
+            return (Verdict.CORRECT if ours == theirs else Verdict.WRONG), ""
         if too_big(gold, self._config.limits) is not None:
             return Verdict.WRONG, "the reference is too big to be compared but literally"
         gold, answer = tidy(gold), tidy(answer)
@@ -152,10 +153,6 @@ def _gold(reference: Any) -> str:
             f"but got {reference!r}; mend the row of the data, or name another verifier for its task."
         )
     return gold
-
-
-def _is_plain(latex: str) -> bool:
-    return latex.isascii() and latex.isdigit()
 
 
 def _same_at_sight(gold: str, answer: str) -> tuple[bool | None, str, str]:

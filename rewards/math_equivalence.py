@@ -21,6 +21,7 @@ import re
 from typing import Any
 
 from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, normalize_latex
+from latex2sympy2_extended.logic import And
 from latex2sympy2_extended.sets import FiniteSet
 from math_verify.grader import is_assignment_relation, is_relation, unwrap_fcs, verify
 from math_verify.parser import parse_latex_cached
@@ -32,6 +33,8 @@ from sympy import (
     Expr,
     Float,
     I,
+    Intersection,
+    Interval,
     MatrixBase,
     Mul,
     Pow,
@@ -39,10 +42,12 @@ from sympy import (
     Set,
     Tuple,
     Union,
+    oo,
     simplify,
 )
 from sympy import FiniteSet as SympyFiniteSet
 from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
 
 from rewards.math_listings import Listing, closing_index, listing, same_members
 from rewards.units import split_unit, units_differ
@@ -74,6 +79,12 @@ _POINTS = (
     Rational(67, 71),
 )
 _MIN_POINTS = 4
+_BOUNDS = {
+    "<": lambda end: Interval.open(-oo, end),
+    "<=": lambda end: Interval(-oo, end),
+    ">": lambda end: Interval.open(end, oo),
+    ">=": lambda end: Interval(end, oo),
+}
 
 
 def compare(request: dict[str, str]) -> str:
@@ -166,6 +177,11 @@ def _equal(gold: Any, answer: Any) -> bool:
     if isinstance(gold, Eq) and isinstance(gold.lhs, Derivative) and not is_relation(answer):
         gold = gold.rhs
     gold, answer = _with_imaginary_unit(gold, answer)
+    same = _same_interval(gold, answer)
+    if same is not None:
+        return same
+    if _differ_where_positive(gold, answer):
+        return False
     if verify(
         gold,
         answer,
@@ -208,6 +224,31 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, AppliedUndef | Derivative) or bool(getattr(value, "is_Symbol", False))
 
 
+def _same_interval(gold: Any, answer: Any) -> bool | None:
+    """Bounds of one unknown, and intervals, with rational ends: 160 ms become 20. None for anything else."""
+    ours, theirs = _interval(gold), _interval(answer)
+    if ours is None or theirs is None or not (is_relation(gold) or is_relation(answer)):
+        return None
+    if is_relation(gold) and is_relation(answer) and _symbols(gold) != _symbols(answer):
+        return False
+    return bool(ours == theirs)
+
+
+def _interval(value: Any) -> Any:
+    """The interval with rational or infinite ends that is `value`, or that it bounds; None for anything else."""
+    if isinstance(value, And):
+        parts = [_interval(part) for part in value._unsorted_args]
+        bounded = len(_symbols(value)) == 1 and all(part is not None for part in parts)
+        return Intersection(*parts) if bounded else None
+    if isinstance(value, Relational) and value.rel_op in _BOUNDS:
+        if getattr(value.rhs, "is_Symbol", False):
+            value = value.reversed
+        make = _BOUNDS[value.rel_op]
+        return make(value.rhs) if getattr(value.lhs, "is_Symbol", False) and value.rhs.is_Rational else None
+    ends = (value.start, value.end) if isinstance(value, Interval) else ()
+    return value if ends and all(end.is_Rational or end.is_infinite for end in ends) else None
+
+
 def _same_solutions(gold: Any, answer: Any) -> bool:
     """Inequalities in the same unknown, intervals and their unions, as sets of real numbers."""
     if not (is_relation(gold) or is_relation(answer)) or isinstance(gold, Eq) or isinstance(answer, Eq):
@@ -231,21 +272,31 @@ def _same_at_points(gold: Any, answer: Any) -> bool:
     For what `simplify` cannot show. The points are fixed, some negative, so sqrt(x^2) is not x; an expression that fits
     seven of them by design would have to be written for this list.
     """
-    if not (isinstance(gold, Expr) and isinstance(answer, Expr)):
+    if not _symbols(gold):
         return False
+    shifts = [_POINTS[start:] + _POINTS[:start] for start in range(len(_POINTS))]
+    found = [agrees for points in shifts if (agrees := _agree_at(points, gold, answer)) is not None]
+    return len(found) >= _MIN_POINTS and all(found)
+
+
+def _differ_where_positive(gold: Any, answer: Any) -> bool:
+    """Expressions whose values at one point differ are not the same; most wrong answers cost no `simplify` then."""
+    return _agree_at(tuple(map(abs, _POINTS)), gold, answer) is False
+
+
+def _agree_at(points: tuple[Any, ...], gold: Any, answer: Any) -> bool | None:
+    """Whether two expressions in the same unknowns agree to 40 digits; None if one is undefined or no expression."""
+    if not (isinstance(gold, Expr) and isinstance(answer, Expr)) or _symbols(gold) != _symbols(answer):
+        return None
     unknowns = sorted(_symbols(gold), key=str)
-    if not unknowns or set(unknowns) != _symbols(answer):
-        return False
-    num_agreeing = 0
-    for start in range(len(_POINTS)):
-        point = {symbol: _POINTS[(start + 2 * at) % len(_POINTS)] for at, symbol in enumerate(unknowns)}
-        ours, theirs = gold.subs(point).evalf(_EXACT_DIGITS), answer.subs(point).evalf(_EXACT_DIGITS)
-        if not (ours.is_number and theirs.is_number and ours.is_finite and theirs.is_finite):
-            continue
-        if abs(ours - theirs) > Float("1e-40") * (1 + abs(ours)):
-            return False
-        num_agreeing += 1
-    return num_agreeing >= _MIN_POINTS
+    point = dict(zip(unknowns, points, strict=False))
+    try:
+        ours, theirs = (value.subs(point).evalf(_EXACT_DIGITS) for value in (gold, answer))
+    except Exception:  # sympy cannot say: then nothing is shown
+        return None
+    if not (ours.is_number and theirs.is_number and ours.is_finite and theirs.is_finite):
+        return None
+    return bool(abs(ours - theirs) < Float("1e-40") * (1 + abs(ours)))
 
 
 def _symbols(*values: Any) -> set[Any]:

@@ -34,6 +34,7 @@ _FRACTION = re.compile(
     r"|(?P<over>\d+)\s*/\s*(?P<under>\d+))",
     re.ASCII,
 )
+_NUMERAL_START = re.compile(r"[-+−(]*\s*(?:[\d.(+-]|\\[dt]?frac)", re.ASCII)
 _POWER = re.compile(rf"{_SIGN}(?P<number>\d+)\s*\^\s*(?:\{{\s*(?P<exponent>-?\d{{1,4}})\s*\}}|(?P<digit>\d))", re.ASCII)
 
 _INVISIBLE = re.compile(
@@ -93,8 +94,10 @@ def parse_numeral(text: str) -> Fraction | None:
     text = text.strip()
     if not text or len(text) > _MAX_DIGITS:
         return None
-    if text.isascii() and text.isdigit():
+    if text.isascii() and (text.isdigit() or (text[0] == "-" and text[1:].isdigit())):
         return Fraction(int(text))
+    if not _NUMERAL_START.match(text):
+        return None
     if text.startswith("(") and text.endswith(")"):
         return parse_numeral(text[1:-1])
     for read in (_decimal, _fraction, _power):

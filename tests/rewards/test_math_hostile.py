@@ -65,7 +65,7 @@ def test_bombs_are_verdicts_without_a_reward_and_the_next_answer_is_graded(impat
         '__import__("os").system("touch {}")',
         r"\text{{__import__('os').system('touch {}')}}",
         "open('{}','w')",
-        "eval('open(\"{}\",\"w\")')",
+        'eval(\'open("{}","w")\')',
         "exec('import os;os.mkdir(\"{}\")')",
         r"\operatorname{{open}}({},w)",
         "lambdify(x, open('{}', 'w'))",
