@@ -1,6 +1,6 @@
 r"""Math verdicts a second, and how many are right, against math-verify as its users call it and string normalisation.
 
-    python benchmarks/grading.py                   about two minutes
+    python benchmarks/grading.py                   about five minutes
     python benchmarks/grading.py --verdicts 200    quicker and rougher
 
 All sides get the same texts (`<think>...</think>So it is \boxed{...}.`) and references, one after the other in one
@@ -221,7 +221,7 @@ def main() -> None:
         pairs = read_pairs()
         sets = {
             "hard table": [pair for pair in pairs if pair[0] == "hard"],
-            "fresh": [pair for pair in pairs if pair[0] == "fresh"],
+            "fresh": [pair for pair in pairs if pair[0].startswith("fresh")],
             "all": pairs,
         }
         right = {name: accuracy(sides, chosen) for name, chosen in sets.items()}

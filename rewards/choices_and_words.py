@@ -22,7 +22,7 @@ _LABEL = re.compile(
     r"(?:\(\s*(?P<closed>[A-Ja-j])\s*\)|(?P<dotted>[A-J])\s*[).:]|(?P<half>[a-j])\s*\)|(?P<bare>[A-Ja-j])(?=$))\s*(?P<text>.*)",
     re.DOTALL,
 )
-_OPTION = re.compile(r"^(?:option|choice|answer)\s*:?\s*", re.IGNORECASE)
+_OPTION = re.compile(r"^(?:the )?(?:correct |final )?(?:option|choice|answer)(?: is)?\s*:?\s*", re.IGNORECASE)
 _ANOTHER_LETTER = re.compile(r"(?<![A-Za-z\\])[A-J](?![A-Za-z(_^])")
 
 

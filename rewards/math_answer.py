@@ -155,10 +155,15 @@ def _gold(reference: Any) -> str:
     return gold
 
 
+def _same_text(gold: str, answer: str) -> bool:
+    r"""Equal but for blanks, where there are words: `\text{all but }0` and `\text{all but} 0`."""
+    return r"\text" in gold and r"\text" in answer and "".join(gold.split()) == "".join(answer.split())
+
+
 def _same_at_sight(gold: str, answer: str) -> tuple[bool | None, str, str]:
     """What can be decided without a parser, and both sides without the labels of a choice."""
     for _ in range(_MAX_LABELS):
-        if gold == answer:
+        if gold == answer or _same_text(gold, answer):
             return True, gold, answer
         same = same_quantity(gold, answer)
         if same is not None:

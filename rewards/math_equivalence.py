@@ -61,6 +61,8 @@ _CONSTANT = re.compile(rf"\+\s*({_ANY_CONSTANT})\s*$|^\s*({_ANY_CONSTANT})\s*\+"
 _LETTER_AS_TEXT = re.compile(r"\\text\s*\{\s*([A-Za-z])\s*\}")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*\\circ")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_UPPER, _LOWER = re.compile(r"\\pm(?![A-Za-z])"), re.compile(r"\\mp(?![A-Za-z])")
+_INNER_SIGN = re.compile(r"(?<!\\)\{[^{}]*\\(?:pm|mp)(?![A-Za-z])")
 _OR = re.compile(r"\\text\s*\{\s*,?\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])")
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt)(?![A-Za-z])")
 _WITHOUT = re.compile(r"\\(?:setminus|smallsetminus|backslash)(?![A-Za-z])")
@@ -132,7 +134,16 @@ def _prepared(latex: str) -> str:
     latex = _LETTER_AS_TEXT.sub(r"\1", latex)
     if builder := _SET_OF.fullmatch(latex):  # {x | x>2} is x>2
         latex = builder[1]
-    return _DEGREES.sub(r"(\\frac{\1\\pi}{180})", latex) if _TRIGONOMETRY.search(latex) else latex
+    if _TRIGONOMETRY.search(latex):
+        latex = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", latex)
+    if _INNER_SIGN.search(latex) and "," not in latex:  # the parser knows \pm outside of braces only
+        latex = f"{_with_signs(latex, '+', '-')},{_with_signs(latex, '-', '+')}"
+    return latex
+
+
+def _with_signs(latex: str, upper: str, lower: str) -> str:
+    """Every `\\pm` is `upper` and every `\\mp` is `lower`."""
+    return _UPPER.sub(upper, _LOWER.sub(lower, latex))
 
 
 def _same_lists(gold: Listing, answer: Listing) -> bool:

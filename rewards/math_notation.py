@@ -58,6 +58,9 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\{?\s*\b(\w+)\s*\\choose\s*(\w+)\s*\}?", r"\\binom{\1}{\2}"),
+        (r"\\(?:imath|jmath)(?![A-Za-z])", "i"),
+        (r"\\fbox(?![A-Za-z])", ""),
+        (r"\\text\s*\{\s*(?:negative|minus)\s+(\d[\d.,]*)\s*\}", r"-\1"),
         (r"\\langle(?![A-Za-z])", "("),
         (r"\\rangle(?![A-Za-z])", ")"),
         (r"\\(?:leqslant|leq)(?![A-Za-z])", r"\\le"),
@@ -67,7 +70,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<!\\)\\!", ""),
         (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])", " "),  # not the end of a matrix row, `\\\\ `
         (r"\\text\s*\{\s*([ei])\s*\}", r"\1"),  # constants, never units
-        (r"(?:\\text\s*\{\s*)?[Aa]ll real(?: number)?s(?:\s*\})?", r"\\mathbb{R}"),
+        (r"^\s*(?:\\text\s*\{\s*)?[Aa]ll real(?: number)?s\s*\}?\s*$", r"\\mathbb{R}"),
         (r"\\text\s*\{\s*\}", " "),
         (r"\\text\s*\{([^A-Za-z{}]*|\s*[-+]?\d[^{}]*)\}", r"\1"),  # no words, or what begins with a number
         (r"(?:\\?(?<![A-Za-z])sqrt|√)\s*\(([^()]*)\)", r"\\sqrt{\1}"),
