@@ -10,7 +10,8 @@ process:
     math_verify   verify(parse(reference in a box), parse(text)), with its defaults
     strings       equality after the usual string clean-up, written anew here
 
-Speed is by kind of answer, random pairs of which about half are right, and for a mix of 90 % integers. CPU seconds count the
+Speed is by kind of answer, random pairs of which about half are right, and for a mix of 90 % integers. CPU seconds
+count the
 worker's too; repeats alternate between the sides, medians are shown. Accuracy is over tests/rewards/math_pairs.tsv: the
 hard table by itself, the pairs that were written before the rules were tried on them ("fresh"), and all of them; ours
 was written with these pairs at hand, the others were not. Results go to benchmarks/results/grading.json.
