@@ -86,11 +86,30 @@ def make_parser() -> argparse.ArgumentParser:
     generate.add_argument("--save-seconds", type=float, default=60.0, help="time between two saves (default 60)")
     generate.set_defaults(run=run_generate)
 
+    _add_rewards(commands)
+
     report = commands.add_parser("report", help="make runs/<name>/report.html anew")
     report.add_argument("folder", type=Path, help="runs/<name>")
     report.add_argument("--svg", type=Path, metavar="FILE", help="draw only the accuracy curves, into this file")
     report.set_defaults(run=run_report)
     return parser
+
+
+def _add_rewards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    rewards = commands.add_parser("rewards", help="try the rewards before a run does")
+    actions = rewards.add_subparsers(metavar="action", required=True)
+    audit = actions.add_parser(
+        "audit",
+        help="right answers, nonsense and known tricks through the configured rewards",
+        description="Exit status 1 if a right answer fails, a wrong one passes, or one is not judged.",
+    )
+    audit.add_argument("prompts", help="a file of prompts (docs/data.md) or the name of a procedural task")
+    audit.add_argument("--max-prompts", type=int, default=200, help="prompts that are tried (default 200)")
+    audit.add_argument("--max-false-negatives", type=float, default=0.0, help="share of right answers that may fail")
+    audit.add_argument("--max-false-positives", type=float, default=0.0, help="share of the rest that may pass")
+    audit.add_argument("--json", type=Path, metavar="FILE", help="write figures and faults there")
+    audit.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
+    audit.set_defaults(run=run_audit)
 
 
 def _add_policy(parser: argparse.ArgumentParser) -> None:
@@ -165,6 +184,19 @@ def run_generate(options: argparse.Namespace) -> int:
             print(piece, end="", flush=True)
         print()
     return 0
+
+
+def run_audit(options: argparse.Namespace) -> int:
+    """`cispo rewards audit`."""
+    from launch.audit import AuditOptions, audit
+    from launch.audit_table import table, write_json
+
+    limits = AuditOptions(options.max_prompts, options.max_false_negatives, options.max_false_positives)
+    result = audit(options.prompts, options.overrides, limits)
+    print(table(result))
+    if options.json:
+        write_json(result, limits, options.json)
+    return 0 if result.passes(limits) else 1
 
 
 def run_report(options: argparse.Namespace) -> int:

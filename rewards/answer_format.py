@@ -35,11 +35,11 @@ def last_box(answer: str) -> str | None:
     rest = answer[start + len(_BOX) :].lstrip()
     if not rest.startswith("{"):
         return None
-    end = _closing_brace(rest)
+    end = closing_brace(rest)
     return (rest[1:end].strip() or None) if end is not None else None
 
 
-def _closing_brace(text: str) -> int | None:
+def closing_brace(text: str) -> int | None:
     """Index of the brace that closes the one at 0; `\\{` and `\\}` are characters, not groups."""
     depth, index = 0, 0
     while index < len(text):

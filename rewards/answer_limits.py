@@ -15,7 +15,7 @@ from cispo.errors import ConfigError
 
 # The greedy prefix makes it the last power whose both sides are plain integers, as a tower is worked out.
 _LAST_POWER = re.compile(r"(.*)(?:\((\d+)\)|(?<!\d)(\d+))\^(?:\((\d+)\)|(\d+))", re.DOTALL)
-_FACTORIAL = re.compile(r"(\d+)\s*\}?\s*(?:!|\\factorial)")
+_FACTORIAL = re.compile(r"(?<!\d)(\d+) ?\}? ?(?:!|\\factorial)")
 _REPEATED_FACTORIAL = re.compile(r"!\s*[)}\]]+\s*!")
 
 
@@ -66,6 +66,7 @@ def _nesting(answer: str) -> int:
 
 
 def _spells_huge_number(answer: str, max_digits: int) -> bool:
+    answer = " ".join(answer.split())  # one blank at most, so that no pattern tries every way to share them out
     if any(len(run) > max_digits for run in re.findall(r"\d+", answer)):
         return True
     if _REPEATED_FACTORIAL.search(answer):

@@ -8,27 +8,21 @@ becomes a verdict. The rules and the reasons are in docs/rewards.md.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from cispo.errors import DataError
 from cispo.types import Score, Verdict
 from rewards.answer_format import answer_text, last_box
 from rewards.answer_limits import AnswerLimits, too_big
+from rewards.choices_and_words import same_choice, same_words
 from rewards.grader_pool import Ending, GraderPool, GraderPoolConfig
+from rewards.math_notation import tidy
 from rewards.numerals import is_arithmetic, parse_numeral
+from rewards.quantities import parse_quantity, same_quantity
 
-_WRAPPED = re.compile(r"\$(.+)\$|\\\((.+)\\\)|\\\[(.+)\\\]", re.DOTALL)
-_DECORATION = re.compile(r"^\\?\$\s*|\s*(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°)$")
-_PERCENT = re.compile(r"\s*\\?%$")
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname)\s*\{([^{}]*)\}")
-_WORDS = re.compile(r"[^\W\d_]+(?:[\s'-]+[^\W\d_]+)*")
-_NO_SOLUTION = frozenset(
-    ("no solution", "no solutions", "no real solution", "no real solutions", "empty set")
-    + (r"\emptyset", r"\varnothing", r"\{\}")
-)
+_MAX_LABELS = 3  # of a choice, each taken off in one pass
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ class MathAnswer:
         answer = self._find_answer(text)
         if answer is None:
             return _score(Verdict.UNPARSEABLE, f"expected {gold}, got no answer in the required form")
-        verdict, why = self._grade(gold, _unwrap(answer))
+        verdict, why = self._grade(gold, answer)
         if verdict is Verdict.SYSTEM_ERROR:
             return _score(verdict, why)  # the same for every answer, so that it is logged once
         note = f"expected {gold}, got {answer[:80]}"
@@ -102,16 +96,21 @@ class MathAnswer:
         fault = too_big(answer, self._config.limits)
         if fault is not None:
             return Verdict.UNPARSEABLE, fault
-        same = _same_number(gold, answer)
-        if same is None:
-            same = _same_words(gold, answer)
-        if same is not None:
-            return Verdict.CORRECT if same else Verdict.WRONG, ""
-        if _number(gold) is not None and is_arithmetic(answer):
-            # math-verify would work it out, so that copying the question 3+2-1= would pay.
-            return Verdict.WRONG, "an arithmetic that is not worked out is no answer where a number is asked for"
+        ours, theirs = parse_numeral(gold), parse_numeral(answer)
+        if ours is not None and theirs is not None:  # most answers of most runs
+            return (Verdict.CORRECT if ours == theirs else Verdict.WRONG), ""
         if too_big(gold, self._config.limits) is not None:
             return Verdict.WRONG, "the reference is too big to be compared but literally"
+        gold, answer = tidy(gold), tidy(answer)
+        same, gold, answer = _same_at_sight(gold, answer)
+        if same is not None:
+            return Verdict.CORRECT if same else Verdict.WRONG, ""
+        if parse_quantity(gold) is not None and is_arithmetic(answer):
+            # math-verify would work it out, so that copying the question 3+2-1= would pay.
+            return Verdict.WRONG, "an arithmetic that is not worked out is no answer where a number is asked for"
+        return self._grade_by_parsing(gold, answer)
+
+    def _grade_by_parsing(self, gold: str, answer: str) -> tuple[Verdict, str]:
         outcome = self._pool.call({"gold": gold, "answer": answer})
         if outcome.ending is Ending.ANSWERED:
             return Verdict(outcome.value), ""
@@ -133,64 +132,46 @@ def _score(verdict: Verdict, note: str) -> Score:
     return Score(value=value, correct=correct, parts={"answer": value}, verdict=verdict, note=note)
 
 
+@lru_cache(maxsize=8192)
+def _gold_of_text(reference: str) -> str:
+    gold = reference.strip()
+    for opening, closing in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
+        if len(gold) > 2 * len(opening) and gold.startswith(opening) and gold.endswith(closing):
+            gold = gold[len(opening) : -len(closing)].strip()
+            break
+    return (last_box(gold) or gold) if gold.startswith("\\boxed") else gold
+
+
 def _gold(reference: Any) -> str:
     """The reference as bare LaTeX."""
     if isinstance(reference, (int, float)) and not isinstance(reference, bool):
         return str(reference)
-    gold = _unwrap(reference) if isinstance(reference, str) else ""
+    gold = _gold_of_text(reference) if isinstance(reference, str) else ""
     if not gold:
         raise DataError(
             "A math reference must be a non-empty string or a number, because it is the answer to compare with, "
             f"but got {reference!r}; mend the row of the data, or name another verifier for its task."
         )
-    return (last_box(gold) or gold) if gold.startswith("\\boxed") else gold
+    return gold
 
 
-def _unwrap(latex: str) -> str:
-    latex = latex.strip()
-    match = _WRAPPED.fullmatch(latex)
-    return next(group for group in match.groups() if group).strip() if match else latex
+def _same_text(gold: str, answer: str) -> bool:
+    r"""Equal but for blanks, where there are words: `\text{all but }0` and `\text{all but} 0`."""
+    return r"\text" in gold and r"\text" in answer and "".join(gold.split()) == "".join(answer.split())
 
 
-def _same_number(gold: str, answer: str) -> bool | None:
-    """Exact comparison of two numerals; None unless both are."""
-    ours, theirs = _number(gold), _number(answer)
-    if ours is None or theirs is None:
-        return None
-    (value, is_percent), (other, other_is_percent) = ours, theirs
-    if is_percent == other_is_percent:
-        return value == other
-    # A percentage may be answered as itself or as the fraction: 10\% by 10 and by 0.1.
-    percentage, plain = (value, other) if is_percent else (other, value)
-    return plain in (percentage, percentage / 100)
-
-
-def _number(latex: str) -> tuple[Fraction, bool] | None:
-    """Value, and whether a percent sign follows. Dollars before it and degrees after it do not matter."""
-    bare = _PERCENT.sub("", latex)
-    value = parse_numeral(_DECORATION.sub("", bare))
-    return None if value is None else (value, bare != latex)
-
-
-def _same_words(gold: str, answer: str) -> bool | None:
-    """Comparison of words and choice letters, whatever the case; None if mathematics may make them equal."""
-    ours, theirs = _words(gold), _words(answer)
-    if ours is None:
-        return None
-    if ours == theirs:
-        return True
-    # `ab` may be a product and equal `ba`; a reference inside \text{} and single letters are what they are.
-    is_text = _TEXT_COMMAND.fullmatch(gold) is not None or " " in ours
-    both_letters = len(ours) == 1 and theirs is not None and len(theirs) == 1
-    return False if is_text or both_letters else None
-
-
-def _words(latex: str) -> str | None:
-    r"""`\textbf{(B)}` and `B.` are `b`, `\text{No solution}` and `\emptyset` are `no solution`; None if no words."""
-    plain = _TEXT_COMMAND.sub(r"\1", latex).strip().rstrip(".").strip()
-    if re.fullmatch(r"\([A-Za-z]\)", plain):
-        plain = plain[1:-1]
-    plain = " ".join(plain.casefold().split())
-    if plain in _NO_SOLUTION:
-        return "no solution"
-    return plain if _WORDS.fullmatch(plain) else None
+def _same_at_sight(gold: str, answer: str) -> tuple[bool | None, str, str]:
+    """What can be decided without a parser, and both sides without the labels of a choice."""
+    for _ in range(_MAX_LABELS):
+        if gold == answer or _same_text(gold, answer):
+            return True, gold, answer
+        same = same_quantity(gold, answer)
+        if same is not None:
+            return same, gold, answer
+        chosen = same_choice(gold, answer)
+        if isinstance(chosen, bool):
+            return chosen, gold, answer
+        if chosen == (gold, answer):
+            break
+        gold, answer = map(tidy, chosen)
+    return same_words(gold, answer), gold, answer

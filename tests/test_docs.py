@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from configs.schema import RunConfig
 from configs.strict import from_dict, to_dict
-from launch.cli import make_parser
+from launch.cli import main, make_parser
 from launch.compose import compose
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +82,15 @@ def test_the_experiment_that_the_page_shows_composes(tmp_path):
         composed = hydra.compose("train", overrides=["experiment=mine"])
     config = from_dict(RunConfig, OmegaConf.to_container(composed))
     assert (config.name, config.steps, config.mask_above, config.learner.lr) == ("mine", 80, 1.28, 1e-4)
+
+
+def test_the_audit_of_the_rewards_page_finds_no_fault(tmp_path, monkeypatch, capsys):
+    page = DOCS / "rewards.md"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text(*blocks(page, "jsonl prompts.jsonl"))
+    first, *_ = [line for block in blocks(page, "console") for line in block.splitlines()]
+    assert first.startswith("cispo rewards audit")
+    assert main(shlex.split(first)[1:]) == 0, capsys.readouterr().out
 
 
 def test_the_reference_is_that_of_the_code(generator):

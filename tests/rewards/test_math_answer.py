@@ -1,4 +1,4 @@
-"""The math verifier against a table of hard cases, both ways round, and against hostile answers."""
+"""The math verifier: where an answer is, what needs no process, and hostile answers. Pairs: test_math_pairs.py."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -14,115 +14,6 @@ from rewards.answer_limits import AnswerLimits, too_big
 from rewards.grader_pool import GraderPoolConfig
 from rewards.math_answer import MathAnswer, MathAnswerConfig
 from rollout.chain_task import ChainTask
-
-# (reference, answer, are they the same)
-HARD_CASES = [
-    (r"1/2", r"0.5", True),
-    (r"\frac{1}{2}", r"50\%", True),
-    (r"0.333333", r"\frac13", False),
-    (r"1{,}000", r"1000", True),
-    (r"1,000", r"1000", True),
-    (r"10^{3}", r"1000", True),
-    (r"1e3", r"1000", True),
-    (r"-1", r"- 1", True),
-    (r"+3", r"3", True),
-    (r"3.00", r"3", True),
-    (r"03", r"3", True),
-    (r"2\sqrt2", r"\sqrt 8", True),
-    (r"\sqrt{2}/2", r"\frac{1}{\sqrt2}", True),
-    (r"\pi", r"3.14", False),
-    (r"\pi", r"3.14159265", False),
-    (r"(x+1)^2", r"x^2+2x+1", True),
-    (r"x^2-1", r"(x-1)(x+1)", True),
-    (r"5", r"x=5", True),
-    (r"x=5", r"y=5", False),
-    (r"y=2x+1", r"y-2x-1=0", True),
-    (r"2x+4=0", r"x+2=0", True),
-    (r"(1,2)", r"1,2", True),
-    (r"\{1,2\}", r"\{2,1\}", True),
-    (r"\{1,2,3\}", r"1,2,3", True),
-    (r"(1,2)", r"\{1,2\}", False),
-    (r"1", r"1,2", False),
-    (r"[1,2]", r"(1,2)", False),
-    (r"(-\infty,3)", r"x<3", True),
-    (r"x<3", r"3>x", True),
-    (r"1<x<2", r"(1,2)", True),
-    (r"10\%", r"0.1", True),
-    (r"10\%", r"10", True),
-    (r"90^\circ", r"90", True),
-    (r"\$5", r"5", True),
-    (r"5\text{ cm}", r"5", True),
-    (r"5\text{ cm}", r"5\text{ m}", False),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}", True),
-    (r"\text{A}", r"A", True),
-    (r"A", r"a", True),
-    (r"A", r"B", False),
-    (r"\text{Yes}", r"yes", True),
-    (r"\text{Monday}", r"Tuesday", False),
-    (r"10!", r"3628800", True),
-    (r"2^{10}", r"1024", True),
-    (r"\log_2 8", r"3", True),
-    (r"\sin(\pi/6)", r"\frac12", True),
-    (r"i^2", r"-1", True),
-    (r"e^{i\pi}", r"-1", True),
-    (r"1\frac12", r"1.5", True),
-    (r"2\frac{1}{3}", r"\frac73", True),
-    (r"0.\overline{3}", r"\frac13", True),
-    (r"6_{7}", r"6", True),
-    (r"1010_2", r"1010_{2}", True),
-    (r"\pm 2", r"2,-2", True),
-    (r"x=\pm2", r"\{-2,2\}", True),
-    (r"\infty", r"\infty", True),
-    (r"\infty", r"-\infty", False),
-    (r"\text{no solution}", r"\emptyset", True),
-    (r"\text{undefined}", r"undefined", True),
-    (r"12", r"1 2", False),
-    (r"3.14", r"3,14", False),
-    (r"12:30", r"12:30", True),
-    (r"1:2", r"\frac12", True),
-    (r"ab", r"ba", True),
-    (r"2^x", r"x^2", False),
-    (r"\frac{1}{x-1}", r"\frac{-1}{1-x}", True),
-    (r"\sqrt{x^2}", r"x", False),
-    (r"\cos^2x+\sin^2x", r"1", True),
-    (r"\tan x", r"\frac{\sin x}{\cos x}", True),
-    (r"x^2+C", r"x^2+K", True),
-    (r"9**9**9", r"1", False),
-    (r"1", r"\frac{1}{0}", False),
-    (r"0", r"0.0000001", False),
-    (r"0.001", r"0.0011", False),
-    (r"123456789012345678", r"123456789012345679", False),
-]
-
-# Rows that come out otherwise than expected, with the reason. A row that is mended must leave this list.
-STILL_DIFFERENT: dict[tuple[str, str], str] = {}
-
-FURTHER_CASES = [
-    (r"(p,q)=(3,2)", r"(3,2)", True),
-    (r"0.5", r"\frac{1}{2}", True),
-    (r"1\,000", r"1000", True),
-    (r"3", r"1 1/2", False),
-    (r"\frac{3}{2}", r"1 1/2", True),
-    (r"12", r"12.", True),
-    (r"10\%", r"1000\%", False),
-    (r"\text{east}", r"seat", False),
-    (r"B", r"\textbf{(B)}", True),
-    (r"4", r"\sqrt{16}", True),
-    (r"4", r"\{4, 5\}", False),
-    (r"3x=6", r"x=3", False),
-    (r"x^2+C", r"x^3+C", False),
-    (r"-2", r"−2", True),
-    (r"\sqrt{2}", r"1.41421356237309504880168872420969807856967", False),
-    (r"\frac{x}{3}", r"0.33333333333333333333x", False),
-    (r"\frac{x}{10}", r"0.1x", True),
-    (r"0.1x+0.2x", r"0.3x", True),  # a decimal is no binary float
-    (r"\sqrt{0.3}", r"\sqrt{\frac{3}{10}}", True),
-    (r"0.3\pi", r"\frac{3\pi}{10}", True),
-    (r"300000", r"3\times10^{5}", True),  # scientific notation is a value
-    (r"0.5", r"x=1/2", True),
-    (r"5", r"x_1=5", True),
-    (r"(0.1,0.2)", r"(\frac{1}{10},\frac15)", True),
-]
 
 
 @pytest.fixture(scope="module")
@@ -143,24 +34,6 @@ def unstarted():
 
 def boxed(answer):
     return f"<think>some thinking</think>So it is \\boxed{{{answer}}}."
-
-
-@pytest.mark.parametrize(("gold", "answer", "same"), HARD_CASES + FURTHER_CASES)
-def test_hard_case(grader, gold, answer, same):
-    score = grader.score(boxed(answer), gold)
-    expected = same != ((gold, answer) in STILL_DIFFERENT)
-    assert score.correct is expected, score
-    assert score.value == float(expected)
-    assert score.verdict is not Verdict.SYSTEM_ERROR
-
-
-@pytest.mark.parametrize(("gold", "answer", "same"), [row for row in HARD_CASES if row[:2] not in STILL_DIFFERENT])
-def test_hard_case_is_symmetric(grader, gold, answer, same):
-    assert grader.score(boxed(gold), answer).correct is same
-
-
-def test_list_of_different_rows_names_rows_of_the_table():
-    assert set(STILL_DIFFERENT) <= {(gold, answer) for gold, answer, _ in HARD_CASES}
 
 
 @pytest.mark.parametrize(
@@ -252,8 +125,8 @@ def test_ordinary_size_is_not_refused(answer):
 
 def test_hostile_value_ends_at_the_deadline():
     verifier = MathAnswer(MathAnswerConfig(pool=GraderPoolConfig(size=1, deadline_seconds=2.0, tries=1)))
-    for answer in (r"\binom{100000000}{50000000}", r"\prod_{k=1}^{10000000} k"):
-        score = verifier.score(boxed(answer), "1")
+    for answer in (r"\binom{100000000}{50000000}", r"\binom{1000000}{500000}+\sqrt{2}"):
+        score = verifier.score(boxed(answer), r"\sqrt{2}")
         assert (score.verdict, score.value) == (Verdict.GRADER_TIMEOUT, 0.0)
     assert verifier.score(boxed(r"\sqrt{4}"), "2").correct, "the next answer is graded by a fresh worker"
     verifier.close()

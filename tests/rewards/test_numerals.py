@@ -39,6 +39,13 @@ from rewards.numerals import is_arithmetic, parse_numeral
         (r"0.\overline{3}", Fraction(1, 3)),
         (r"0.1\overline{6}", Fraction(1, 6)),
         (r"2.\overline{142857}", Fraction(15, 7)),
+        ("0.(3)", Fraction(1, 3)),
+        (r"0.\dot{3}", Fraction(1, 3)),
+        (r"3\times10^5", 300000),
+        (r"1.5 \cdot 10^{-3}", Fraction(3, 2000)),
+        ("2^{10}", 1024),
+        ("-2^{-2}", Fraction(-1, 4)),
+        ("(5)", 5),
     ],
 )
 def test_numeral(text, value):
@@ -48,7 +55,20 @@ def test_numeral(text, value):
 @pytest.mark.parametrize(
     "text",
     ["", "-", ".", "--1", "1 2", "3,14", "1,00", "0,001", "1,0000", "1_000", "٣", "²", "1e999", "0x10", "nan", "1/0"]
-    + ["inf", "x", "1+1", r"\frac{1}{0}", r"1\frac{-1}{2}", r"\frac{x}{2}", "1/2/3", "1" * 1001],
+    + [
+        "inf",
+        "x",
+        "1+1",
+        r"\frac{1}{0}",
+        r"1\frac{-1}{2}",
+        r"\frac{x}{2}",
+        "1/2/3",
+        "1" * 1001,
+        "0^0",
+        "0^{-1}",
+        "9^{9999}",
+        "(1)(2)",
+    ],
 )
 def test_no_numeral(text):
     assert parse_numeral(text) is None
@@ -70,7 +90,20 @@ def test_decimal_reads_back_exactly(value):
     ["3+2-1", "0-1", "3 - (-1)", "3--1", "4-0.0", "3+.5", "12.5/2.5", "1/2/3", "3!-2", "|3|+|1|", "3+0x+1", "5−2"]
     + ["(3+2-1)", "{3}+{1}", "3{{}}+1", r"\left(3+1\right)", r"\frac{3+1}{1}", r"\sqrt{(3+1)^2}", r"3+\sqrt{1}"]
     + [r"3\text{ }+1", r"\text{3}+1", r"3+\mbox{1}", r"\$3+\$1", r"10\%+5", r"3\,+\,1", r"2\times10^5+1"]
-    + [r"3\cdot 2", r"6\div1", r"7\mod 5", "5=5", "5+2=7", "7=5+2", "x=3+1", "x=5=3+2", r"5\equiv5", r"\sqrt{49}=7"],
+    + [
+        r"3\cdot 2",
+        r"6\div1",
+        r"7\mod 5",
+        "5=5",
+        "5+2=7",
+        "7=5+2",
+        "x=3+1",
+        r"\int_0^3 1\,dx",
+        r"\gcd(6,9)",
+        "x=5=3+2",
+        r"5\equiv5",
+        r"\sqrt{49}=7",
+    ],
 )
 def test_arithmetic_that_is_not_worked_out(text):
     assert is_arithmetic(text)
