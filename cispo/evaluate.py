@@ -7,7 +7,7 @@ c of them correct.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -81,6 +81,24 @@ class HeldOutEvaluator:
         if config.greedy:
             metrics |= by_task(self.rollouts.sample(self.prompts, num_samples=1, greedy=True), "greedy", mean_correct)
         return metrics
+
+
+def guess_accuracy(prompts: Sequence[Prompt]) -> dict[str, float]:
+    """By task the share of its prompts that have its most frequent right answer; "all" is the mean over tasks.
+
+    A policy that has learnt no more than which answer is frequent scores that. Where several answers are right it is a
+    lower bound. Tasks whose references hold no answer, such as programs, are left out.
+    """
+    answers: dict[str, list[str]] = defaultdict(list)
+    for prompt in prompts:
+        reference = prompt.reference
+        answer = reference.get("answer") if isinstance(reference, Mapping) else reference
+        if isinstance(answer, str | int | float):
+            answers[prompt.task].append(str(answer))
+    shares = {task: max(Counter(given).values()) / len(given) for task, given in sorted(answers.items())}
+    if shares:
+        shares["all"] = sum(shares.values()) / len(shares)
+    return shares
 
 
 def by_task(groups: Sequence[Group], what: str, measure: Measure) -> dict[str, float]:

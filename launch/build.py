@@ -72,12 +72,16 @@ def prompt_limit(config: RunConfig) -> PromptLimit:
 
 def make_reference_check(config: RunConfig) -> ReferenceCheck:
     """What a row's reference must be for the verifier of its task; a custom reward takes any."""
-    from rewards import code_tests, math_answer
+    from rewards import code_tests, logic, math_answer
 
-    checks = {"math": math_answer.check_reference, "code": code_tests.check_reference}
+    checks = {
+        "math": math_answer.check_reference,
+        "code": code_tests.check_reference,
+        "logic": logic.check_reference,
+    }
 
     def check(task: str, reference: Any) -> None:
-        verifier = config.rewards.verifiers.get(task, config.rewards.default_verifier)
+        verifier = config.rewards.verifier_of(task)
         if verifier in checks:
             checks[verifier](reference)
 
@@ -125,10 +129,14 @@ def make_worker(config: RunConfig) -> RolloutWorker:
 
 def make_rewards(config: RunConfig) -> Rewards:
     """The scorer: verifiers in processes of their own and, if a task needs it, a sandbox."""
+    from rewards.logic import LogicAnswer
     from rewards.math_answer import MathAnswer
     from rewards.reward import Rewards
 
-    verifiers: dict[str, Any] = {"math": MathAnswer(config.rewards.math)}
+    verifiers: dict[str, Any] = {
+        "math": MathAnswer(config.rewards.math),
+        "logic": LogicAnswer(config.rewards.logic),
+    }
     pools = []
     if needs_sandbox(config):
         from rewards.code_tests import CodeTests
@@ -145,7 +153,7 @@ def verifiers_in_use(config: RunConfig) -> dict[str, str]:
     names = [name for name, weight in config.task.mixture.items() if weight > 0]
     if any(name in config.task.files for name in names):
         return config.rewards.verifiers
-    return {name: config.rewards.verifiers.get(name, config.rewards.default_verifier) for name in names}
+    return {name: config.rewards.verifier_of(name) for name in names}
 
 
 def make_sandbox_pool(config: RunConfig) -> SandboxPool:

@@ -49,7 +49,8 @@ def _composed(overrides: Sequence[str], defaults: dict[str, Any]) -> dict[str, A
     ConfigStore.instance().store(name="schema", node=defaults)
     try:
         with initialize_config_module("configs", version_base="1.3"):
-            composed = hydra_compose("train", overrides=[_open_mappings(override) for override in overrides])
+            opened = [part for override in overrides for part in _open_mappings(override)]
+            composed = hydra_compose("train", overrides=opened)
         return typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_plain_sentence(error)) from error
@@ -91,7 +92,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             # Judged below, as part of the run: beside the default experiment a group may make no sense.
             changed[group] = _composed([o for o in overrides if _key(o).split(".")[0] == group], defaults)[group]
         for change in OverridesParser.create().parse_overrides([o for o in overrides if _key(o) not in GROUPS]):
-            OmegaConf.update(changed, change.key_or_group, change.value(), force_add=True)
+            whole = change.key_or_group in open_mappings()
+            OmegaConf.update(changed, change.key_or_group, change.value(), merge=not whole, force_add=True)
     except (OmegaConfBaseException, HydraException) as error:
         raise ConfigError(_plain_sentence(error)) from error
     config = from_dict(RunConfig, typing.cast(dict[str, Any], OmegaConf.to_container(changed, resolve=True)))
@@ -166,11 +168,15 @@ def _key(override: str) -> str:
     return override.split("=", 1)[0]
 
 
-def _open_mappings(override: str) -> str:
-    """Let `task.mixture.mine=1` name a new entry: Hydra asks for a ++ where the key does not exist yet."""
+def _open_mappings(override: str) -> list[str]:
+    """Let `task.mixture.mine=1` name a new entry, and `task.mixture={mine: 1}` replace all that were there.
+
+    Hydra asks for a ++ where a key does not exist yet, and would add the entries of a mapping to those of the file.
+    """
     key = _key(override)
-    inside = any(key.startswith(f"{path}.") for path in open_mappings())
-    return f"++{override}" if inside else override
+    if key in open_mappings():
+        return [f"~{key}", f"+{override}"]
+    return [f"++{override}" if any(key.startswith(f"{path}.") for path in open_mappings()) else override]
 
 
 def _hints(cls: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -13,11 +13,14 @@ Line = Mapping[str, Any]
 RL_SECONDS = ("perf/step_seconds", "timing_s/evaluate", "timing_s/save")
 
 
-def summarise(folder: Path, config: RunConfig, wall_seconds: float) -> dict[str, Any]:
-    """First, last and best held-out accuracy by task, seconds and tokens.
+def summarise(
+    folder: Path, config: RunConfig, wall_seconds: float, *, guess: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """First, last and best held-out accuracy by task, what a constant answer would score, seconds and tokens.
 
-    `seconds.rl` holds the steps, the evaluations and the checkpoints but the last. `seconds.total` is this process's
-    wall time; of a resumed run at least what its steps took together.
+    `guess` is what the most frequent right answer scores on each task's held-out prompts. `seconds.rl` holds the steps,
+    the evaluations and the checkpoints but the last. `seconds.total` is this process's wall time; of a resumed run at
+    least what its steps took together.
     """
     lines = read_jsonl(folder / "metrics.jsonl")
     evaluated = [accuracies(line) for line in lines if any(name.startswith("eval/") for name in line)]
@@ -30,6 +33,7 @@ def summarise(folder: Path, config: RunConfig, wall_seconds: float) -> dict[str,
             "first": evaluated[0] if evaluated else {},
             "last": evaluated[-1] if evaluated else {},
             "best": max(evaluated, key=_sampled_over_all, default={}),
+            "guess": dict(guess or {}),
         },
         "seconds": {"sft": round(sft, 2), "rl": round(rl, 2), "total": round(max(wall_seconds, sft + rl), 2)},
         "tokens": {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from cispo.checkpoint import FolderCheckpoints
 from cispo.errors import CheckpointError, ConfigError
-from cispo.evaluate import HeldOutEvaluator
+from cispo.evaluate import HeldOutEvaluator, guess_accuracy
 from cispo.protocols import RolloutSource
 from cispo.sft import cold_start
 from cispo.trainer import Parts, train
@@ -57,7 +57,8 @@ def run_training(
         stack.enter_context(saved_config(config, folder, checkpoints))
         stack.enter_context(resume_hint(folder, checkpoints))
         tracker = stack.enter_context(open_run_trackers(config, folder, checkpoints))
-        for line in explain(config):
+        guess = guess_accuracy(data.held_out)
+        for line in [*explain(config), *explain_guess(guess)]:
             log.info(line)
         place = stack.enter_context(cluster(config.cluster))
         parts = make_parts(config, data, place, checkpoints, tracker, wrap)
@@ -67,9 +68,15 @@ def run_training(
         if not sft_only:
             train(config, config.learner, parts, temperature=config.sampling.temperature)
         build.export_policy(parts.learner, data.tokenizer, (folder / "export").absolute())
-        tracker.finish(summarise(folder, config, time.perf_counter() - begin))
+        tracker.finish(summarise(folder, config, time.perf_counter() - begin, guess=guess))
     write_report(folder)
     return folder
+
+
+def explain_guess(guess: Mapping[str, float]) -> list[str]:
+    """What held-out accuracy is to be compared with, in one line; none if no task has one right answer."""
+    shares = ", ".join(f"{task} {share:.2f}" for task, share in guess.items() if task != "all")
+    return [f"held-out accuracy of always giving the most frequent right answer: {shares}"] if shares else []
 
 
 def open_run_trackers(config: RunConfig, folder: Path, checkpoints: FolderCheckpoints) -> Trackers:

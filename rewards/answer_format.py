@@ -11,6 +11,7 @@ from __future__ import annotations
 
 OPEN, CLOSE = "<think>", "</think>"
 _BOX = "\\boxed"
+_ANSWER_OPEN, _ANSWER_CLOSE = "<answer>", "</answer>"
 
 
 def answer_text(text: str) -> str | None:
@@ -39,6 +40,21 @@ def last_box(answer: str) -> str | None:
     return (rest[1:end].strip() or None) if end is not None else None
 
 
+def marked_answer(answer: str) -> str | None:
+    r"""The content of the last `\boxed{...}` or `<answer>...</answer>`, whichever begins later, stripped.
+
+    Returns:
+        None if there is neither, or if that last one is empty or never closed; an earlier one is not tried.
+    """
+    begin = answer.rfind(_ANSWER_OPEN)
+    if answer.rfind(_BOX) > begin:
+        return last_box(answer)
+    if begin < 0:
+        return None
+    inside, closed, _ = answer[begin + len(_ANSWER_OPEN) :].partition(_ANSWER_CLOSE)
+    return (inside.strip() or None) if closed else None
+
+
 def closing_brace(text: str) -> int | None:
     """Index of the brace that closes the one at 0; `\\{` and `\\}` are characters, not groups."""
     depth, index = 0, 0
@@ -53,12 +69,13 @@ def closing_brace(text: str) -> int | None:
     return None
 
 
-def well_formed(text: str, *, boxed: bool) -> float:
+def well_formed(text: str, *, boxed: bool, marked: bool = False) -> float:
     """1.0 if the text has the required form, else 0.0.
 
     Args:
         text: the decoded action tokens, with the opening tag put back if the prompt had already opened the block.
-        boxed: the answer must hold a complete box (math); otherwise any text will do (code, plain answers).
+        boxed: the answer must hold a complete box (math).
+        marked: the answer must hold a complete box or `<answer>` block (logic). If neither, any text will do (code).
     """
     num_open, num_closed = text.count(OPEN), text.count(CLOSE)
     if num_open != num_closed or num_open > 1 or text.find(OPEN) > text.find(CLOSE):
@@ -66,4 +83,6 @@ def well_formed(text: str, *, boxed: bool) -> float:
     answer = answer_text(text)
     if not answer:
         return 0.0
-    return float(not boxed or last_box(answer) is not None)
+    if boxed and last_box(answer) is None:
+        return 0.0
+    return float(not marked or marked_answer(answer) is not None)

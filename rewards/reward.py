@@ -24,6 +24,8 @@ from rewards.code_tests import CodeTestsConfig
 from rewards.custom import CustomReward
 from rewards.daemon_threads import DaemonThreads
 from rewards.length import SoftOverlongConfig, overlong_penalty
+from rewards.logic import LogicAnswerConfig
+from rewards.logic_scorers import SCORERS
 from rewards.math_answer import MathAnswerConfig
 
 CUSTOM = "custom"
@@ -61,13 +63,14 @@ class RewardsConfig:
     """What a trajectory is paid for, and by whom it is judged.
 
     Attributes:
-        verifiers: verifier of each task by name: "math", "code" or "custom".
-        default_verifier: verifier of a task that `verifiers` does not name.
+        verifiers: verifier of each task by name: "math", "code", "logic" or "custom".
+        default_verifier: verifier of a task that `verifiers` does not name, but for those that only "logic" knows.
         weights: weight of each part in the sum; a custom part that is not named here weighs 1. An omitted built-in
             part weighs 0: it is logged and not learnt from.
         soft_overlong: the length part; without a limit there is none.
         math: the math verifier.
         code: the code verifier.
+        logic: the verifier of procedural tasks.
         custom: "path/to/file.py:function", or "" for none.
         retries: how often a trajectory is scored again after a system error before it is masked.
         num_threads: trajectories scored at once; threads wait, the work is done in other processes.
@@ -79,6 +82,7 @@ class RewardsConfig:
     soft_overlong: SoftOverlongConfig = field(default_factory=SoftOverlongConfig)
     math: MathAnswerConfig = field(default_factory=MathAnswerConfig)
     code: CodeTestsConfig = field(default_factory=CodeTestsConfig)
+    logic: LogicAnswerConfig = field(default_factory=LogicAnswerConfig)
     custom: str = ""
     retries: int = 2
     num_threads: int = 4
@@ -104,6 +108,10 @@ class RewardsConfig:
             faults.append('A task has the verifier "custom", but rewards.custom is empty; name file.py:function.')
         if faults:
             raise ConfigError(*faults)
+
+    def verifier_of(self, task: str) -> str:
+        """The name of the verifier of a task."""
+        return self.verifiers.get(task, "logic" if task in SCORERS else self.default_verifier)
 
 
 class Rewards:
@@ -174,8 +182,8 @@ class Rewards:
             raise RewardError(str(self._start_fault)) from self._start_fault
         # A chat template may have opened the think block already; put back, the text says so by itself.
         whole = OPEN + text if prompt.text.rstrip().endswith(OPEN) else text
-        name = self._config.verifiers.get(prompt.task, self._config.default_verifier)
-        form = self._form_parts(trajectory, whole, boxed=name == "math" and self._config.math.answer_is_boxed)
+        name = self._config.verifier_of(prompt.task)
+        form = self._form_parts(trajectory, whole, name)
         if name == CUSTOM:
             return self._sum(form | self._custom_parts(prompt, trajectory, text, None), None)
         verified = self._verify(self._verifiers[name], prompt, whole)
@@ -191,8 +199,9 @@ class Rewards:
             self._logged.add(message)
             _log.warning(message)
 
-    def _form_parts(self, trajectory: Trajectory, whole: str, *, boxed: bool) -> dict[str, float]:
-        parts = {"format": well_formed(whole, boxed=boxed)}
+    def _form_parts(self, trajectory: Trajectory, whole: str, verifier: str) -> dict[str, float]:
+        boxed = verifier == "math" and self._config.math.answer_is_boxed
+        parts = {"format": well_formed(whole, boxed=boxed, marked=verifier == "logic")}
         overlong = self._config.soft_overlong
         if overlong.limit_tokens:
             parts["length"] = overlong_penalty(trajectory.num_actions, trajectory.stop_reason, overlong)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,11 @@ class Task(Protocol):
 
     def words(self) -> tuple[str, ...]:
         """Strings that deserve a token of their own, such as "<think>"."""
+
+
+@runtime_checkable
+class Graded(Protocol):
+    """A task whose problems get harder. What `Task.problem` gives is what evaluation sees."""
+
+    def at(self, draw: int) -> Task:
+        """The task as it is at the `draw`-th training prompt, from 0."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cispo.errors import CheckpointError, DataError
 from cispo.types import Prompt
-from rollout.problem import Demonstration, Problem, Task
+from rollout.problem import Demonstration, Graded, Problem, Task
 from rollout.prompt_files import PromptLimit, PromptTokenizer, Row
 from rollout.seeding import Split, stable_rng, stable_uniform
 
@@ -34,7 +34,8 @@ class ProceduralSource:
     def next(self) -> Prompt:
         """The next training prompt. Raises DataError if it is too long or if every prompt is held out."""
         rng = stable_rng("problem", self.task.name, self.seed, self.count)
-        problem = next((p for p in redraws(self.task, rng) if not self.split.holds_out(p.text)), None)
+        task = at_draw(self.task, self.count)
+        problem = next((p for p in redraws(task, rng) if not self.split.holds_out(p.text)), None)
         if problem is None:
             raise DataError(one_sided(self.task, self.split, "training"))
         prompt_id = f"{self.task.name}/train/{self.count:06d}"
@@ -129,7 +130,7 @@ class DemonstrationSource:
     def next(self) -> Demonstration:
         """The next example. Raises DataError if every prompt of its task is held out."""
         name = _choice(self.weights, stable_uniform("demonstration mixture", self.seed, self.count))
-        task = self.tasks[name]
+        task = at_draw(self.tasks[name], 0)
         rng = stable_rng("demonstration", task.name, self.seed, self.count)
         self.count += 1
         for _ in range(MAX_REDRAWS):
@@ -145,6 +146,11 @@ class DemonstrationSource:
     def restore(self, state: State) -> None:
         """Go on with the state's seed at its count."""
         self.seed, self.count = state["seed"], state["count"]
+
+
+def at_draw(task: Task, draw: int) -> Task:
+    """The task as it is at its `draw`-th training prompt; most never change."""
+    return task.at(draw) if isinstance(task, Graded) else task
 
 
 def redraws(task: Task, rng: random.Random) -> Iterator[Problem]:

@@ -12,7 +12,6 @@ Every draw is a function of (seed, count), so a cursor is a few numbers and goin
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 import math
@@ -37,7 +36,7 @@ from rollout.prompt_sources import (
     row_prompt,
 )
 from rollout.seeding import Split, stable_rng
-from rollout.tasks import TASKS, TaskParameters, make_task
+from rollout.tasks import TASKS, TaskParameters, make_task, unknown_task
 
 if TYPE_CHECKING:
     from cispo.protocols import PromptSource
@@ -60,8 +59,8 @@ class TaskConfig:
     """What to train on.
 
     Attributes:
-        mixture: weight of each task: a name of rollout.tasks.TASKS, or a key of `files` or `own`. Weights are
-            relative; 0 leaves a task out.
+        mixture: weight of each task: a name of rollout.tasks.TASKS, gym/<dataset>, or a key of `files` or `own`.
+            Weights are relative; 0 leaves a task out.
         demonstration_mixture: weights of the cold start; empty takes those of `mixture`. Files give no
             demonstrations.
         parameters: of the procedural tasks.
@@ -114,10 +113,9 @@ class TaskConfig:
 
 def _mixture_faults(name: str, weights: Mapping[str, float], known: tuple[str, ...]) -> Iterator[str]:
     for task, weight in weights.items():
-        if task not in known:
-            near = difflib.get_close_matches(task, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
-            yield f"task.{name} names {task!r}, which is no task; {hint}"
+        unknown = unknown_task(task, known)
+        if unknown:
+            yield f"task.{name}: {unknown}"
         if not (math.isfinite(weight) and weight >= 0):
             yield f"task.{name}.{task} must be a weight of 0 or more, got {weight}."
     if not any(weight > 0 for weight in weights.values()):

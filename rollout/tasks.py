@@ -6,9 +6,10 @@ a field in TaskParameters; or leave this house alone and say in `task.own` where
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -17,10 +18,14 @@ from typing import Any
 from cispo.errors import ConfigError
 from rollout.chain_task import ChainConfig, ChainTask
 from rollout.digits_task import CountTask, DigitsConfig, ReverseTask, SortTask
+from rollout.gym_datasets import GYM_DATASETS
+from rollout.gym_task import PREFIX, GymConfig, GymTask, name_fault
 from rollout.problem import Demonstration, Problem, Task
 from rollout.program_task import ProgramConfig, ProgramTask
+from rollout.puzzle_tasks import Game24Task, KnightsTask, PathTask, PuzzleConfig, Sudoku4Task
+from rollout.symbol_tasks import BracketsTask, CopyTask, MaxTask, ModAddTask, XorTask
 
-__all__ = ["TASKS", "Demonstration", "Problem", "Task", "TaskParameters", "make_task"]
+__all__ = ["TASKS", "Demonstration", "Problem", "Task", "TaskParameters", "make_task", "unknown_task"]
 
 TASKS: dict[str, Any] = {
     "chain": ChainTask,
@@ -28,6 +33,15 @@ TASKS: dict[str, Any] = {
     "reverse": ReverseTask,
     "sort": SortTask,
     "count": CountTask,
+    "copy": CopyTask,
+    "xor": XorTask,
+    "brackets": BracketsTask,
+    "max": MaxTask,
+    "modadd": ModAddTask,
+    "game24": Game24Task,
+    "sudoku4": Sudoku4Task,
+    "knights": KnightsTask,
+    "path": PathTask,
 }
 """Name -> class, each built with the field of TaskParameters that has its name."""
 
@@ -39,7 +53,10 @@ class TaskParameters:
     Attributes:
         chain: sums from left to right modulo 10.
         program: programs from phrases.
-        reverse, sort, count: what their digit strings look like.
+        reverse, sort, count, copy, modadd: what their digit strings look like.
+        xor, brackets, max: how many bits, pairs of brackets or numbers there are.
+        game24, sudoku4, knights, path: how large the puzzles are.
+        gym: the datasets of reasoning-gym, all of them.
     """
 
     chain: ChainConfig = field(default_factory=ChainConfig)
@@ -47,18 +64,44 @@ class TaskParameters:
     reverse: DigitsConfig = field(default_factory=DigitsConfig)
     sort: DigitsConfig = field(default_factory=DigitsConfig)
     count: DigitsConfig = field(default_factory=DigitsConfig)
+    copy: DigitsConfig = field(default_factory=DigitsConfig)
+    modadd: DigitsConfig = field(default_factory=DigitsConfig)
+    xor: DigitsConfig = field(default_factory=lambda: DigitsConfig(max_length=9))
+    brackets: DigitsConfig = field(default_factory=DigitsConfig)
+    max: DigitsConfig = field(default_factory=DigitsConfig)
+    game24: PuzzleConfig = field(default_factory=lambda: PuzzleConfig(min_size=6, max_size=9))
+    sudoku4: PuzzleConfig = field(default_factory=PuzzleConfig)
+    knights: PuzzleConfig = field(default_factory=lambda: PuzzleConfig(min_size=3, max_size=5))
+    path: PuzzleConfig = field(default_factory=PuzzleConfig)
+    gym: GymConfig = field(default_factory=GymConfig)
 
 
 def make_task(name: str, parameters: TaskParameters, own: Mapping[str, str]) -> Task:
-    """The task `name`: a key of `own`, which says where its class is, or of TASKS.
+    """The task `name`: a key of `own`, which says where its class is, or of TASKS, or "gym/" and a dataset's name.
 
     Raises ConfigError if there is no such task or if the class lacks a part of `Task`.
     """
     if name in own:
         return _own_task(name, own[name])
+    if name.startswith(PREFIX):
+        return GymTask(name.removeprefix(PREFIX), parameters.gym)
     if name not in TASKS:
         raise ConfigError(f"There is no task {name!r}: write one of {', '.join((*TASKS, *own))}.")
     return TASKS[name](getattr(parameters, name))
+
+
+def unknown_task(name: str, known: Iterable[str]) -> str:
+    """Why `name` is neither in `known` nor a dataset of reasoning-gym, with the nearest right name; "" if it is."""
+    if name in known:
+        return ""
+    if name.startswith(PREFIX):
+        return name_fault(name)
+    names = list(known)
+    near = difflib.get_close_matches(name, [*names, *GYM_DATASETS], n=1)
+    if near and near[0] in GYM_DATASETS and near[0] not in names:
+        near = [PREFIX + near[0]]
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}, and gym/<dataset>."
+    return f"there is no task {name!r}; {hint}"
 
 
 def _own_task(name: str, place: str) -> Task:

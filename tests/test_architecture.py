@@ -39,8 +39,8 @@ OUTSIDE = {
     "sandbox": set(),
     "cispo": {"torch", "numpy"},
     "cispo/learner": {"torch", "numpy", "safetensors", "deepspeed", "megatron"},
-    "rewards": {"math_verify", "latex2sympy2_extended", "sympy", "reasoning_gym"},
-    "rollout": {"torch", "numpy", "tokenizers", "datasets", "vllm", "openai"},
+    "rewards": {"math_verify", "latex2sympy2_extended", "sympy"},
+    "rollout": {"torch", "numpy", "tokenizers", "datasets", "vllm", "openai", "reasoning_gym"},
     "configs": set(),
     "launch": {"torch", "numpy", "ray", "hydra", "omegaconf", "wandb", "rich", "plotly", "yaml"},
 }
@@ -58,6 +58,7 @@ ONLY_IN = {
     "fla": "model/kernels/",
     "vllm": "rollout/vllm_engine.py",
     "openai": "rollout/openai_engine.py",
+    "reasoning_gym": "rollout/gym_task.py",
 }
 
 EMPTY_NAMES = {"utils", "util", "common", "base", "core", "helpers", "helper", "misc"}
@@ -208,7 +209,7 @@ ABSENT = """
 import sys
 absent = {"ray", "hydra", "omegaconf", "wandb", "datasets", "transformers", "plotly", "math_verify", "sympy", "rich",
           "pyarrow", "latex2sympy2_extended", "jinja2", "yaml", "deepspeed", "megatron",
-          "vllm", "openai", "triton", "fla"}
+          "vllm", "openai", "triton", "fla", "reasoning_gym"}
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in absent:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PACKAGES = ("cispo", "configs", "launch", "model", "rewards", "rollout", "sandbox")
 PAGE_NAMES = (
-    "algorithm", "api", "configs", "kernels", "long_context", "map", "models", "precision", "transformers",
+    "algorithm", "api", "configs", "kernels", "logic", "long_context", "map", "models", "precision", "transformers",
 )  # fmt: skip
 PAGES = [DOCS / f"{name}.md" for name in PAGE_NAMES] + sorted(DOCS.glob("decisions/*.md"))
 
@@ -98,6 +98,14 @@ def test_the_reference_is_that_of_the_code(generator):
     assert generator.with_tables(page, generator.reference()) == page, (
         "docs/configs.md is out of date: run `python docs/generate_configs.py`"
     )
+
+
+def test_the_tables_of_logic_tasks_are_those_of_the_code(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    import generate_logic
+
+    page = generate_logic.PAGE.read_text()
+    assert generate_logic.with_tables(page) == page, "docs/logic.md is out of date: run `python docs/generate_logic.py`"
 
 
 def test_the_precision_page_shows_the_recorded_numbers(monkeypatch):

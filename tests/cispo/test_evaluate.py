@@ -6,7 +6,8 @@ from itertools import combinations
 import pytest
 
 from cispo.errors import ConfigError
-from cispo.evaluate import EvaluationConfig, HeldOutEvaluator, by_task, mean_correct, pass_at_k
+from cispo.evaluate import EvaluationConfig, HeldOutEvaluator, by_task, guess_accuracy, mean_correct, pass_at_k
+from cispo.types import Prompt
 
 NAN = float("nan")
 
@@ -87,3 +88,13 @@ def test_a_probe_is_shown_one_sampled_trajectory(make_group):
 def test_counts_that_cannot_be_measured_are_refused(values):
     with pytest.raises(ConfigError, match="pass_at <= num_samples; got"):
         EvaluationConfig(**values)
+
+
+def test_what_always_giving_the_most_frequent_answer_scores():
+    def prompts(task, references):
+        return [Prompt(f"{task}/{at}", task, "x", (1,), reference) for at, reference in enumerate(references)]
+
+    puzzle = [{"task": "gym/gcd", "answer": answer} for answer in ("1", "1", "1", "7")]
+    asked = [*prompts("chain", ["9", "9", 3, "4"]), *prompts("gym/gcd", puzzle), *prompts("program", [{"tests": []}])]
+    assert guess_accuracy(asked) == {"chain": 0.5, "gym/gcd": 0.75, "all": 0.625}
+    assert guess_accuracy(prompts("program", [{"tests": []}])) == {}
