@@ -42,7 +42,7 @@ def read_token(token_file: str) -> str:
 
 
 def read_or_make_token(token_file: str) -> tuple[str, str]:
-    """The token, and where it is from, as a phrase; a missing file is made. Raises SandboxError as `read_token` does."""
+    """The token, and a phrase that says whence; a missing file is made. Raises SandboxError as `read_token` does."""
     if os.environ.get(TOKEN_VARIABLE):
         return read_token(token_file), f"from {TOKEN_VARIABLE}"
     path = Path(token_file).expanduser()

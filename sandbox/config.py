@@ -23,8 +23,8 @@ class SandboxConfig:
         size: programs that one pool runs at the same time; with "remote", that it has under way at the services.
         limits: what each program may use.
         bwrap: path or name of the bubblewrap executable.
-        placement: "worker" gives each rollout worker a pool of its own; "node" starts Ray actors with a pool each, which
-            all workers share.
+        placement: "worker" gives each rollout worker a pool of its own; "node" starts Ray actors with a pool each,
+            which all workers share.
         num_actors: actors of placement "node" in all, dealt to the nodes in turn; 0 is one for each node.
         remote: the services of the remote tier.
         service: `cispo sandbox serve`, the other end of it.
@@ -51,4 +51,6 @@ class SandboxConfig:
         if self.isolation == "remote" and not self.remote.urls:
             raise ValueError("sandbox.isolation=remote needs sandbox.remote.urls=[http://host:port,...]")
         if self.isolation == "remote" and self.placement == "node":
-            raise ValueError("sandbox.placement=node has no use with isolation=remote, whose services are shared anyway")
+            raise ValueError(
+                "sandbox.placement=node has no use with isolation=remote, whose services are shared anyway"
+            )

@@ -1,6 +1,6 @@
 """Runs the sandbox service in this process: `cispo sandbox serve`, and the same where only the standard library is.
 
-    python -m sandbox.serve '{"size": 8, "service": {"port": 8700}}'      # the keys below `sandbox` of the configuration
+    python -m sandbox.serve '{"size": 8, "service": {"port": 8700}}'      # the keys below `sandbox`
 
 A machine that runs strangers' programs needs bubblewrap and Python, and neither torch nor anything else of ours.
 """

@@ -56,9 +56,7 @@ class Service:
         """Listen. Raises SandboxError when the address cannot be had."""
         host, port = self._config.host, self._config.port
         try:
-            self._server = await asyncio.start_server(
-                self._connected, host, port, limit=_READ_BYTES, backlog=_BACKLOG
-            )
+            self._server = await asyncio.start_server(self._connected, host, port, limit=_READ_BYTES, backlog=_BACKLOG)
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             why = "another process listens there" if taken else (error.strerror or str(error))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from sandbox import wire
@@ -173,17 +173,20 @@ class Connection:
                 await self._send(chunk(line))
         await self._send(LAST_CHUNK)
 
-    async def _ends(self, tasks: Sequence[Finished]) -> AsyncIterator[Finished | None]:
+    async def _ends(self, tasks: Sequence[Finished]) -> AsyncGenerator[Finished | None, None]:
         """Each task as it ends, and None after every heartbeat_seconds without one.
 
         Whatever ends this early cancels the tasks that are left. Raises ClientGone when the client leaves.
         """
-        news: asyncio.Queue[asyncio.Task[Execution] | asyncio.Task[bytes]] = asyncio.Queue()
+        news: asyncio.Queue[Finished | None] = asyncio.Queue()
         for task in tasks:
             task.add_done_callback(news.put_nowait)
-        if self._next_head is None:
-            self._next_head = self._start_reading()
-        self._next_head.add_done_callback(news.put_nowait)
+        next_head = self._next_head = self._next_head or self._start_reading()
+
+        def client_spoke(_: asyncio.Task[bytes]) -> None:
+            news.put_nowait(None)
+
+        next_head.add_done_callback(client_spoke)
         num_left = len(tasks)
         try:
             while num_left:
@@ -193,14 +196,14 @@ class Connection:
                 except TimeoutError:
                     yield None
                     continue
-                if ended is self._next_head:
-                    if isinstance(ended.exception(), EOFError | OSError):
-                        raise ClientGone
-                    continue  # the client has sent its next request already
-                num_left -= 1
-                yield ended
+                if ended is not None:
+                    num_left -= 1
+                    yield ended
+                elif isinstance(next_head.exception(), EOFError | OSError):
+                    raise ClientGone
+                # else it has sent its next request already
         finally:
-            self._next_head.remove_done_callback(news.put_nowait)
+            next_head.remove_done_callback(client_spoke)
             for task in tasks:
                 task.cancel()
 
@@ -230,4 +233,3 @@ class Connection:
                 await self._writer.drain()
         except OSError as error:
             raise ClientGone from error
-

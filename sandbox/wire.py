@@ -94,7 +94,8 @@ def from_json(cls: type[T], value: Any, where: str, default: T | None = None) ->
     """
     if not isinstance(value, dict):
         raise WireError(f"{where} must be an object, got {_kind(value)}")
-    hints = _hints(cls)
+    kind: Any = cls
+    hints = _hints(kind)
     _refuse_unknown(value, tuple(hints), where)
     parts = {name: _unpacked(part, hints[name], f"{where}.{name}") for name, part in value.items()}
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
@@ -188,5 +189,5 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
