@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -257,4 +258,6 @@ def _sentence(error: Any) -> str:
         return "it said nothing for too long"
     if isinstance(error, EOFError):
         return "it closed the connection without an answer"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
     return str(error) or type(error).__name__

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox import Execution, Limits, Program, SandboxConfig, Verdict
-from sandbox.wire import WireError, from_json, job_bytes, read_execution, read_limits, read_object, read_program, to_json
+from sandbox.wire import (
+    WireError,
+    from_json,
+    job_bytes,
+    read_execution,
+    read_limits,
+    read_object,
+    read_program,
+    to_json,
+)
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=40)  # lone surrogates too
 NAMES = st.text(st.characters(exclude_characters="/.\0"), min_size=1, max_size=8).filter(lambda name: name != "main.py")
