@@ -3,8 +3,8 @@
     python benchmarks/sandbox_service.py                        about two minutes
     python benchmarks/sandbox_service.py --jobs 40 --rounds 1   a look
 
-The service runs beside this process on 127.0.0.1, as `cispo sandbox serve` starts it. Programs print one number, so that
-what is measured is everything but their work. Rounds alternate between the sides and medians are compared:
+The service runs beside this process on 127.0.0.1, as `cispo sandbox serve` starts it. Programs print one number, so
+that what is measured is everything but their work. Rounds alternate between the sides and medians are compared:
 
     jobs/s       128 programs submitted at once to `--cells` cells
     one by one   milliseconds from run() to its return, one program at a time
@@ -159,8 +159,8 @@ def main() -> None:
     local, remote = result["local"], result["remote"]
     print(f"HTTP alone: {result['requests_per_second']} requests/s over {CONNECTIONS} connections")
     print(
-        f"remote / local: {remote['jobs_per_second'] / local['jobs_per_second']:.2f} x the jobs per second; per program "
-        f"{remote['one_by_one_p50_ms'] - local['one_by_one_p50_ms']:.1f} ms more at the median and "
+        f"remote / local: {remote['jobs_per_second'] / local['jobs_per_second']:.2f} x the jobs per second; "
+        f"per program {remote['one_by_one_p50_ms'] - local['one_by_one_p50_ms']:.1f} ms more at the median and "
         f"{remote['cpu_ms'] - local['cpu_ms']:.2f} ms more CPU"
     )
     settings = {"cells": options.cells, "jobs": options.jobs, "rounds": options.rounds}

@@ -1,4 +1,4 @@
-"""One pool over several sites: who gets a program, and what becomes of it when sites fail. The sites are made by hand."""
+"""One pool over several sites: who gets a program, and what becomes of it when sites fail. Sites are hand-made."""
 
 import asyncio
 import threading
