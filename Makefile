@@ -41,6 +41,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/embedded.py
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/grading.py
+	$(BIN)/python benchmarks/sandbox_service.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -98,6 +98,11 @@ class RunConfig(TrainerConfig):
                 f"a task may not be named like a part of the reward, because both are logged as reward/<name>/mean; "
                 f"got {', '.join(taken)}."
             )
+        if self.sandbox.placement == "node" and self.cluster.kind == "inline":
+            faults.append(
+                "sandbox.placement=node starts Ray actors, which cluster.kind=inline does without; use "
+                "sandbox.placement=worker or cluster=local."
+            )
         if self.sft.steps and not self._demonstrating_tasks():
             faults.append(
                 f"sft.steps={self.sft.steps} asks for a cold start, but sets of files hold no demonstrations; start "

@@ -22,10 +22,11 @@ from rollout.seeding import stable_rng
 if TYPE_CHECKING:
     from cispo.learner.local import LocalLearner
     from cispo.protocols import PromptSource
+    from launch.sandbox_actors import SandboxActors
     from model import HybridLM
     from rewards.reward import Rewards
     from rollout.worker import RolloutWorker
-    from sandbox import SandboxPool
+    from sandbox import ProgramPool
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,13 @@ def make_learner(config: RunConfig) -> LocalLearner:
     return LocalLearner(make_model(config, make_tokenizer(config)), config.learner)
 
 
-def make_worker(config: RunConfig) -> RolloutWorker:
-    """A rollout worker: engine, scorers, and a policy that waits for its first weights."""
+def make_worker(config: RunConfig, sandboxes: SandboxActors | None = None) -> RolloutWorker:
+    """A rollout worker: engine, scorers, and a policy that waits for its first weights.
+
+    Args:
+        config: the run.
+        sandboxes: the run's sandbox actors; None gives the worker a pool of its own.
+    """
     import torch
 
     from rollout.engine import HybridEngine
@@ -124,10 +130,10 @@ def make_worker(config: RunConfig) -> RolloutWorker:
     torch.set_num_threads(config.cluster.num_threads)
     tokenizer = make_tokenizer(config)
     engine = HybridEngine(make_model(config, tokenizer), config.engine)
-    return RolloutWorker(engine, make_rewards(config), tokenizer.decode, make_sampling(config, tokenizer))
+    return RolloutWorker(engine, make_rewards(config, sandboxes), tokenizer.decode, make_sampling(config, tokenizer))
 
 
-def make_rewards(config: RunConfig) -> Rewards:
+def make_rewards(config: RunConfig, sandboxes: SandboxActors | None = None) -> Rewards:
     """The scorer: verifiers in processes of their own and, if a task needs it, a sandbox."""
     from rewards.logic import LogicAnswer
     from rewards.math_answer import MathAnswer
@@ -137,11 +143,11 @@ def make_rewards(config: RunConfig) -> Rewards:
         "math": MathAnswer(config.rewards.math),
         "logic": LogicAnswer(config.rewards.logic),
     }
-    pools = []
+    pools: list[ProgramPool] = []
     if needs_sandbox(config):
         from rewards.code_tests import CodeTests
 
-        pools.append(make_sandbox_pool(config))
+        pools.append(sandboxes.connect() if sandboxes else make_sandbox_pool(config))
         verifiers["code"] = CodeTests(pools[0], config.rewards.code)
     rewards = Rewards(dataclasses.replace(config.rewards, verifiers=verifiers_in_use(config)), verifiers, owned=pools)
     rewards.start()  # in the background: a grader that cannot start ends the run at the next score
@@ -156,12 +162,11 @@ def verifiers_in_use(config: RunConfig) -> dict[str, str]:
     return {name: config.rewards.verifier_of(name) for name in names}
 
 
-def make_sandbox_pool(config: RunConfig) -> SandboxPool:
-    """Where the programs that the model writes are run. Raises IsolationError if this machine cannot isolate them."""
-    from sandbox import SandboxPool
+def make_sandbox_pool(config: RunConfig) -> ProgramPool:
+    """Where the programs that the model writes are run. Raises SandboxError if they cannot be isolated there."""
+    from sandbox import open_pool
 
-    sandbox = config.sandbox
-    return SandboxPool(sandbox.size, sandbox.limits, isolation=sandbox.isolation, bwrap=sandbox.bwrap)
+    return open_pool(config.sandbox)
 
 
 def needs_sandbox(config: RunConfig) -> bool:

@@ -19,8 +19,9 @@ from configs.schema import RunConfig
 from launch import build
 from launch.cluster import cluster, wait_until_started
 from launch.compose import compose, load_config
+from launch.sandbox_actors import shared_sandboxes
 from launch.trackers import json_ready, write_atomically
-from launch.train import check_machine, make_service
+from launch.train import check_machine, make_service, place_workers
 from model import HybridLM, Tokenizer, load_pretrained
 from model.checkpoint import fingerprint
 from rollout.engine import EngineConfig, HybridEngine, Request
@@ -55,8 +56,8 @@ def evaluate_policy(path: Path, overrides: Sequence[str], output: Path | None) -
         output.parent.mkdir(parents=True, exist_ok=True)  # now: it would be late to fail after minutes of sampling
     check_machine(config)
     data = build.read_data(config)
-    with cluster(config.cluster) as place:
-        workers = [place(f"rollout-{i}", build.make_worker, config) for i in range(config.cluster.num_workers)]
+    with cluster(config.cluster) as place, shared_sandboxes(config) as sandboxes:
+        workers = place_workers(config, place, sandboxes)
         wait_until_started(workers, config.cluster.start_seconds)
         service = make_service(config, data, workers)
         evaluator = HeldOutEvaluator(service, data.held_out, config.evaluation)

@@ -23,6 +23,7 @@ from launch.build import Data
 from launch.cluster import Place, cluster, wait_until_started
 from launch.report import write_report
 from launch.run_folder import check_folder, one_driver, resume_hint, saved_config
+from launch.sandbox_actors import SandboxActors, shared_sandboxes
 from launch.summary import summarise
 from launch.trackers import Trackers, open_trackers
 from launch.weight_sync import LearnerHost, ObjectStoreSync, RemoteLearner
@@ -61,7 +62,8 @@ def run_training(
         for line in [*explain(config), *explain_guess(guess)]:
             log.info(line)
         place = stack.enter_context(cluster(config.cluster))
-        parts = make_parts(config, data, place, checkpoints, tracker, wrap)
+        sandboxes = stack.enter_context(shared_sandboxes(config))
+        parts = make_parts(config, data, place_parts(config, place, sandboxes), checkpoints, tracker, wrap)
         if not checkpoints.steps():
             warm_up(config, data, parts)
             checkpoints.save(Progress(), parts.learner, parts.rollouts)
@@ -91,10 +93,15 @@ def open_run_trackers(config: RunConfig, folder: Path, checkpoints: FolderCheckp
 
 
 def make_parts(
-    config: RunConfig, data: Data, place: Place, checkpoints: FolderCheckpoints, tracker: Trackers, wrap: Wrap
+    config: RunConfig,
+    data: Data,
+    placed: tuple[Handle, list[Handle]],
+    checkpoints: FolderCheckpoints,
+    tracker: Trackers,
+    wrap: Wrap,
 ) -> Parts:
-    """Everybody who takes part, placed and started."""
-    learner, workers = place_parts(config, place)
+    """Everybody who takes part, from the learner and the workers that were placed."""
+    learner, workers = placed
     service = make_service(config, data, workers)
     deadline_seconds = config.cluster.update_seconds
     remote = RemoteLearner(learner, deadline_seconds=deadline_seconds)
@@ -133,12 +140,17 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def place_parts(config: RunConfig, place: Place) -> tuple[Handle, list[Handle]]:
+def place_parts(config: RunConfig, place: Place, sandboxes: SandboxActors | None) -> tuple[Handle, list[Handle]]:
     """The learner and the workers, started."""
     learner = place("learner", LearnerHost, build.make_learner, config)
-    workers = [place(f"rollout-{i}", build.make_worker, config) for i in range(config.cluster.num_workers)]
+    workers = place_workers(config, place, sandboxes)
     wait_until_started([learner, *workers], config.cluster.start_seconds)
     return learner, workers
+
+
+def place_workers(config: RunConfig, place: Place, sandboxes: SandboxActors | None) -> list[Handle]:
+    """The rollout workers, which start in the background."""
+    return [place(f"rollout-{i}", build.make_worker, config, sandboxes) for i in range(config.cluster.num_workers)]
 
 
 def make_service(config: RunConfig, data: Data, workers: list[Handle]) -> RolloutService:

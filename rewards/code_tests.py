@@ -29,7 +29,7 @@ from cispo.errors import ConfigError, DataError
 from cispo.types import Score, Verdict
 from rewards.answer_format import answer_text
 from rewards.code_harness import encode
-from sandbox import Execution, Program, SandboxPool
+from sandbox import Execution, Program, ProgramPool
 
 CREDITS = ("all", "fraction")
 
@@ -78,7 +78,7 @@ class _Outcome:
 class CodeTests:
     """The verifier for programs. Thread-safe; `score` waits for the sandbox."""
 
-    def __init__(self, pool: SandboxPool, config: CodeTestsConfig | None = None) -> None:
+    def __init__(self, pool: ProgramPool, config: CodeTestsConfig | None = None) -> None:
         self._pool = pool
         self._config = config or CodeTestsConfig()
         self._cache: OrderedDict[bytes, Future[Score]] = OrderedDict()

@@ -6,11 +6,15 @@
 
 From the outside in: sandbox.py (the doors), supervisor.py (deadlines and verdicts), isolation.py (bubblewrap),
 seccomp.py, rlimits.py, process_tree.py (what a tree uses), bootstrap.py (runs inside), self_test.py (canaries).
+Over machines: serve.py (`cispo sandbox serve`), service.py (its HTTP side), remote.py (the client), wire.py (the JSON),
+spread.py (one pool over several sites).
 """
 
 from sandbox.config import SandboxConfig
 from sandbox.errors import IsolationError, SandboxError
 from sandbox.program import Execution, Limits, Program, Verdict
+from sandbox.program_pool import ProgramPool, open_pool
+from sandbox.remote import RemotePool
 from sandbox.sandbox import Sandbox, SandboxPool
 
 __all__ = [
@@ -18,9 +22,12 @@ __all__ = [
     "IsolationError",
     "Limits",
     "Program",
+    "ProgramPool",
+    "RemotePool",
     "Sandbox",
     "SandboxConfig",
     "SandboxError",
     "SandboxPool",
     "Verdict",
+    "open_pool",
 ]

@@ -13,6 +13,7 @@ from launch.compose import GROUPS, choices, compose, load_config, save_config
 
 NEEDED = {
     "model=pretrained": ["model.path=/some/folder"],
+    "sandbox=remote": ["sandbox.remote.urls=[http://10.0.0.7:8700]"],
     "task=files": ["task.files.mine.path=/some/file.jsonl", "sft.steps=0"],
 }
 
