@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.messages import is_message
+from launch.sandbox_commands import add_sandbox_commands
 
 if TYPE_CHECKING:  # importing it costs seconds that `cispo --help` need not take
     from configs.schema import RunConfig
@@ -90,6 +91,8 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=Path, help="runs/<name>")
     report.add_argument("--svg", type=Path, metavar="FILE", help="draw only the accuracy curves, into this file")
     report.set_defaults(run=run_report)
+
+    add_sandbox_commands(commands, OVERRIDES_HELP)
     return parser
 
 

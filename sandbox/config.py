@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sandbox.program import Limits
 
-ISOLATIONS = ("bubblewrap", "unsafe")
+ISOLATIONS = ("bubblewrap", "landlock", "unsafe")
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class SandboxConfig:
     """How strangers' programs are run.
 
     Attributes:
-        isolation: "bubblewrap", or "unsafe": a plain process with resource limits only, for trusted programs.
+        isolation: "bubblewrap", "landlock" where user namespaces are forbidden, or "unsafe": a plain process with
+            resource limits only, for trusted programs.
         size: programs that one pool runs at the same time.
         limits: what each program may use.
         bwrap: path or name of the bubblewrap executable.

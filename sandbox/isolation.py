@@ -59,6 +59,20 @@ class Started:
         """The bootstrap is gone, or a zombie."""
         return _is_readable(self.root_descriptor, 0.0)
 
+    def temporary_bytes(self, most: int) -> int:
+        """What lies in the private temporary file system; it is memory, too. Above `most` it need not be exact."""
+        if self.private_tmp is None:
+            return 0
+        try:
+            usage = os.statvfs(self.private_tmp)
+        except (FileNotFoundError, ProcessLookupError):
+            return 0  # the run has just ended
+        except PermissionError:
+            if self.has_ended:  # the kernel refuses the link of a process that is reaped during the look-up
+                return 0
+            raise
+        return (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+
     def kill(self) -> None:
         """End the whole tree. Killing process 1 of a process namespace makes the kernel kill all others."""
         try:
@@ -74,7 +88,7 @@ class Isolation(Protocol):
         """Start the bootstrap. Raises OSError or SandboxError when that fails; nothing is left running then."""
 
 
-def _python_command(python: str, channels: Channels, rlimits: str) -> list[str]:
+def python_command(python: str, channels: Channels, rlimits: str) -> list[str]:
     """The interpreter with nothing of the user's: no site, no user folder, no environment but a fixed hash seed.
 
     `-I` is left out only because it would ignore the hash seed, and without it the order of a set differs between
@@ -89,13 +103,14 @@ class Bubblewrap:
 
     def __init__(self, bwrap: str = "bwrap") -> None:
         self._bwrap = shutil.which(bwrap) or bwrap
-        self._python, python_binds = _interpreter()
+        self._python, folders = interpreter()
+        python_binds = [option for folder in folders for option in ("--ro-bind", folder, folder)]
         self._system = ["--ro-bind", "/usr", "/usr", *_system_folders(), *python_binds, *_hidden_project()]
         for device in _DEVICES:
             self._system += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
         for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
             self._system += ["--symlink", f"/proc/self/{target}", f"/dev/{name}"]
-        self._become_nobody = _become_nobody()
+        self._become_nobody = become_nobody()
 
     def start(self, program: Program, limits: Limits, channels: Channels) -> Started:
         """See Isolation."""
@@ -112,7 +127,7 @@ class Bubblewrap:
         )
         channels.close_theirs()
         try:
-            root_pid = _read_child_pid(status)
+            root_pid = read_child_pid(status)
             root_descriptor = channels.process(root_pid)
         except (OSError, ValueError) as error:
             process.kill()
@@ -137,7 +152,7 @@ class Bubblewrap:
             command += ["--unshare-user", "--disable-userns"]
         command += ["--json-status-fd", str(their_status)]
         rlimits = rlimits_argument(limits, own_namespace=True)
-        return command + _python_command(self._python, channels, rlimits)
+        return command + python_command(self._python, channels, rlimits)
 
 
 class Unsafe:
@@ -153,7 +168,7 @@ class Unsafe:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         process = subprocess.Popen(
-            _python_command(sys.executable, channels, rlimits_argument(limits, own_namespace=False)),
+            python_command(sys.executable, channels, rlimits_argument(limits, own_namespace=False)),
             stdin=channels.memory_file(program.stdin_bytes),
             stdout=channels.their_stdout,
             stderr=channels.their_stderr,
@@ -178,13 +193,13 @@ class StartedUnsafe(Started):
             os.killpg(self.root_pid, signal.SIGKILL)
 
 
-def _interpreter() -> tuple[str, list[str]]:
-    """The interpreter for the programs and the binds that it needs beyond /usr."""
+def interpreter() -> tuple[str, list[str]]:
+    """The interpreter for the programs and the folders that it needs beyond /usr."""
     if Path(_SYSTEM_PYTHON).exists():
         return _SYSTEM_PYTHON, []
     prefix = str(Path(sys.base_prefix).resolve())
     python = str(Path(sys.executable).resolve())
-    return python, [] if prefix.startswith("/usr/") else ["--ro-bind", prefix, prefix]
+    return python, [] if prefix.startswith("/usr/") else [prefix]
 
 
 def _system_folders() -> list[str]:
@@ -204,7 +219,7 @@ def _hidden_project() -> list[str]:
     return ["--tmpfs", str(project)] if project.is_relative_to("/usr") else []
 
 
-def _become_nobody() -> list[str]:
+def become_nobody() -> list[str]:
     """Root does not enter the sandbox even as a mapped user: files of root would be its own, and root has no NPROC.
 
     A separate small executable, because subprocess' own `user=` forks the whole supervisor: 22 ms of CPU at 600 MB.
@@ -226,7 +241,7 @@ def _is_readable(descriptor: int, timeout_s: float) -> bool:
     return bool(poll.poll(timeout_s * 1000))
 
 
-def _read_child_pid(status: int) -> int:
+def read_child_pid(status: int) -> int:
     """Bubblewrap's first line says which process it made. Raises ValueError when it ends without one."""
     line = b""
     while b"\n" not in line:

@@ -36,7 +36,7 @@ PROCESSES = [
         {TLE},
     ),
     Attack("a-crowd-of-zombies", "import os\nfor _ in range(200):\n if os.fork() == 0: os._exit(0)", {RE}),
-    Attack("vfork-storm", "import ctypes\nlibc = ctypes.CDLL(None)\nwhile True:\n if libc.vfork() == 0: libc._exit(0)", {TLE}),
+    Attack("vfork-storm", "import ctypes\nlibc = ctypes.CDLL(None)\nwhile True:\n if libc.vfork() == 0: libc._exit(0)", {TLE, RE}),
     Attack(
         "a-sibling-forges-the-ending",  # CLONE_PARENT | SIGCHLD: a child of process 1 that ends with 0
         TRY + "if libc.syscall(56 if os.uname().machine == 'x86_64' else 220, 0x8000 | 17, 0, 0, 0, 0) == 0: os._exit(0)\nos._exit(3)",
@@ -59,7 +59,7 @@ PROCESSES = [
     Attack(
         "its-own-ending-redefined",
         "import os, posix, sys\nsys.settrace(lambda *_: 1 / 0)\nposix._exit = os._exit = lambda code: None\nsys.exit = exit = lambda code=0: None\n1 / 0",
-        {RE},
+        {RE, OK},  # to end with 0 it could have asked more simply
     ),
     Attack("dies-of-a-broken-pipe", "import os, signal\nsignal.signal(signal.SIGPIPE, signal.SIG_DFL)\nr, w = os.pipe(); os.close(r); os.write(w, b'x')", {RE}, ends_by=-13),
 ]  # fmt: skip
@@ -167,20 +167,18 @@ RIGHTS = [
     Attack(
         "files-of-its-own-process",
         TRY + "print([name for name, text in (('oom_score_adj', '-1000'), ('uid_map', '0 0 1'), ('gid_map', '0 0 1'), ('setgroups', 'allow'), ('loginuid', '0'),"
-        " ('attr/current', 'x'), ('timens_offsets', '1 1'), ('projid_map', '0 0 1')) if not refused(lambda: open('/proc/self/' + name, 'w').write(text) and None)])",
+        " ('attr/current', 'x'), ('timens_offsets', '1 1'), ('projid_map', '0 0 1')) if not refused(lambda: os.write(os.open('/proc/self/' + name, os.O_WRONLY), text.encode()))])",
         {OK},
         prints=b"[]\n",
     ),
-    Attack("harmless-files-of-its-own-process", TRY + "for name in ('comm', 'coredump_filter', 'oom_score_adj', 'clear_refs'):\n refused(lambda: open('/proc/self/' + name, 'w').write('1'))", {OK}),
+    Attack("harmless-files-of-its-own-process", TRY + "for name in ('comm', 'coredump_filter', 'oom_score_adj', 'clear_refs'):\n refused(lambda: os.write(os.open('/proc/self/' + name, os.O_WRONLY), b'1'))", {OK}),
     Attack("other-users", TRY + "print([n for n, f in enumerate((lambda: os.setuid(0), lambda: os.setresuid(0, 0, 0), lambda: os.setgid(0), lambda: os.setgroups([0]), lambda: os.setreuid(0, 0))) if not refused(f)])", {OK}, prints=b"[]\n"),
-    Attack("capabilities", "print({line.split()[1] for line in open('/proc/self/status') if line.startswith('Cap')})" if False else TRY + "print(all(libc.prctl(23, n, 0, 0, 0) != 1 or libc.prctl(47, 2, n, 0, 0) == -1 for n in range(41)))", {OK}, prints=b"True\n"),
+    Attack("capabilities", TRY + "print(all(libc.prctl(23, n, 0, 0, 0) != 1 or libc.prctl(47, 2, n, 0, 0) == -1 for n in range(41)))", {OK}, prints=b"True\n"),
     Attack("the-clock", TRY + "import time\nprint(refused(lambda: time.clock_settime(0, 0)), refused(lambda: call(libc.settimeofday, b'\\0' * 16, None)))", {OK}, prints=b"True True\n"),
     Attack("a-better-priority", TRY + "print(refused(lambda: os.nice(-1)), refused(lambda: os.sched_setscheduler(0, 1, os.sched_param(10))))", {OK}, prints=b"True True\n"),
     Attack(
         "what-the-machine-is",
-        TRY + "print([path for path in ('/sys/class', '/proc/kallsyms', '/proc/keys', '/proc/kpagecount', '/proc/sysvipc/shm', '/proc/timer_list', '/dev/mem', '/dev/kmsg', '/dev/vda', '/dev/pts', '/etc/hostname')"
-        " if not refused(lambda: os.listdir(path) if os.path.isdir(path) else any(c not in b' 0' for c in open(path, 'rb').read(16)) or 1 / 0)])"
-        if False else TRY + "print([path for path in ('/sys/class', '/proc/kpagecount', '/proc/timer_list', '/dev/mem', '/dev/kmsg', '/dev/vda', '/dev/pts', '/etc/hostname')"
+        TRY + "print([path for path in ('/sys/class', '/proc/kpagecount', '/proc/timer_list', '/dev/mem', '/dev/kmsg', '/dev/vda', '/dev/pts', '/etc/hostname')"
         " if not refused(lambda: os.listdir(path) if os.path.isdir(path) else open(path, 'rb').read(16))])",
         {OK},
         prints=b"[]\n",
