@@ -4,10 +4,12 @@ Each function is one known escape: it returns true if it got out, and false or a
 names things outside that do exist and that this user may touch, so that being held means something. Standard output is
 which of them got out.
 """
+# ruff: noqa: D103, PTH208 (a name says what is tried; and Path.iterdir of Python 3.11 tries nothing before it is used)
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import mmap
 import os
@@ -15,7 +17,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,11 @@ def _succeeds(attempt: Callable[[], object]) -> bool:
     return True
 
 
-def _connects(kind: int, address: object, family: int = socket.AF_UNIX) -> bool:
+def _succeeds_with_any(attempt: Callable[[Any], object], values: Iterable[Any]) -> bool:
+    return any([_succeeds(functools.partial(attempt, value)) for value in values])
+
+
+def _connects(kind: int, address: Any, family: int = socket.AF_UNIX) -> bool:
     with socket.socket(family, kind) as client:
         client.settimeout(1)
         client.connect(address)
@@ -58,16 +64,16 @@ def reach_the_network() -> bool:
 
 
 def read_a_file_outside() -> bool:
-    return any(_succeeds(lambda path=path: Path(path).read_bytes()) for path in _outside["files"])
+    return _succeeds_with_any(lambda path: Path(path).read_bytes(), _outside["files"])
 
 
 def list_a_folder_outside() -> bool:
-    return any(_succeeds(lambda path=path: os.listdir(path)) for path in _outside["folders"])
+    return _succeeds_with_any(os.listdir, _outside["folders"])
 
 
 def write_to_the_system() -> bool:
     paths = ("/usr/canary", "/canary", "/dev/canary", _outside["secret"])
-    return any(_succeeds(lambda path=path: os.open(path, os.O_WRONLY | os.O_CREAT)) for path in paths)
+    return _succeeds_with_any(lambda path: os.open(path, os.O_WRONLY | os.O_CREAT), paths)
 
 
 def change_rights_of_a_file_outside() -> bool:
@@ -118,7 +124,7 @@ def see_an_environment() -> bool:
 
 
 def hold_descriptors_of_the_sandbox() -> bool:
-    return any(_succeeds(lambda number=number: os.fstat(number)) for number in range(3, 1024))
+    return _succeeds_with_any(os.fstat, range(3, 1024))
 
 
 def make_new_namespaces() -> bool:
@@ -126,7 +132,7 @@ def make_new_namespaces() -> bool:
 
 
 def mount_a_file_system() -> bool:
-    return bool(_libc.mount(b"none", os.getcwd().encode(), b"tmpfs", 0, None) == 0)
+    return bool(_libc.mount(b"none", bytes(Path.cwd()), b"tmpfs", 0, None) == 0)
 
 
 def hide_memory_from_those_who_count() -> bool:

@@ -103,7 +103,7 @@ def cgroups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cg
     controllers = (folder / "cgroup.controllers").read_text().split() if folder.is_dir() else []
     missing = sorted({"memory", "pids"} - set(controllers))
     if missing or not os.access(folder, os.W_OK):
-        why = f"{'and '.join(missing)} not delegated" if missing else f"{folder} is not writable"
+        why = f"{' and '.join(missing)} not delegated" if missing else f"{folder} is not writable"
         return Fact("cgroup v2", f"{why}; the watcher keeps the limits", ask)
     return Fact("cgroup v2", f"delegated at {folder}")
 
@@ -132,10 +132,8 @@ def _user_namespaces() -> Fact:
         return Fact("user namespaces", "allowed")
     for switch, remedy in forbidding_switches():
         return Fact("user namespaces", f"forbidden: {switch}", remedy)
-    container = (
-        "allow unshare and mount in the container's seccomp profile (docker run --security-opt seccomp=unconfined)"
-    )
-    return Fact("user namespaces", "refused, by no switch that is known here", container)
+    ask = "a container whose seccomp profile allows unshare and mount (docker run --security-opt seccomp=unconfined)"
+    return Fact("user namespaces", "refused, by no switch that is known here", ask)
 
 
 def _bubblewrap(bwrap: str) -> Fact:

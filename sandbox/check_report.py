@@ -1,4 +1,4 @@
-"""`cispo sandbox check` without the command line: what the machine can do, which canaries each tier holds, what to ask."""
+"""What `cispo sandbox check` prints: what the machine can do, which canaries each tier holds, what to ask for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from sandbox.self_test import check_isolation, check_watching, try_canaries
 
 TIERS = ("bubblewrap", "landlock")
 """The tiers that this machine itself can hold, the stronger first."""
+
+_HELD = {False: "held", True: "GOT OUT"}
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,16 @@ def _canaries(tiers: list[TierReport]) -> str:
     names = list(dict.fromkeys(name for tier in tiers for name in tier.canaries))
     lines = [f"{'canaries: a program tries to':<44}" + "".join(f"{tier.name:<14}" for tier in tiers)]
     for name in names:
-        told = [{True: "GOT OUT", False: "held"}.get(tier.canaries.get(name, None), "not run") for tier in tiers]  # type: ignore[arg-type]
+        told = ["not run" if name not in tier.canaries else _HELD[tier.canaries[name]] for tier in tiers]
         lines.append(f"  {name:<42}" + "".join(f"{word:<14}" for word in told))
     return "\n".join(line.rstrip() for line in lines)
 
 
 def _tiers(tiers: list[TierReport], configured: str) -> str:
     lines = [f"tiers (sandbox.isolation={configured} is configured; none is ever taken in place of another)"]
-    for tier in tiers:
-        mark = "->" if tier.name == configured else "  "
-        lines.append(f"{mark} {tier.name:<14}{'holds' if tier.problem is None else 'does not hold: ' + tier.problem}")
-    lines.append(
-        f"{'->' if configured == 'remote' else '  '} {'remote':<14}programs run on other machines, which check themselves"
-    )
-    lines.append(f"{'->' if configured == 'unsafe' else '  '} {'unsafe':<14}never holds: no wall at all")
+    told = {tier.name: "holds" if tier.problem is None else f"does not hold: {tier.problem}" for tier in tiers}
+    told |= {"remote": "programs run on other machines, which check themselves", "unsafe": "no wall, so it never holds"}
+    lines += [f"{'->' if name == configured else '  '} {name:<14}{what}" for name, what in told.items()]
     return "\n".join(lines)
 
 

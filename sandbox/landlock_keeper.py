@@ -69,9 +69,9 @@ def _give_up_files(handled: list[int], rules: dict[str, int]) -> None:
 def _tasks_of_this_user() -> int:
     """Processes and threads; the kernel counts them for the user as a whole, other programs' included."""
     tasks = 0
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for entry in os.scandir("/proc"):
         try:
-            status = os.stat(f"/proc/{pid}/task")
+            status = os.stat(f"{entry.path}/task")  # noqa: PTH116
         except OSError:
             continue
         tasks += (status.st_nlink - 2) * (status.st_uid == os.getuid())

@@ -16,6 +16,7 @@ class Attack:
 
     expected: any of these verdicts; where there is more than one, it depends on who is faster.
     prints: the whole of standard output, unless it does not matter.
+    landlock: what it must come to there, where that differs; then only the verdict is looked at.
     ends_by: exit code if positive or 0, signal if negative, unless it does not matter.
     """
 
@@ -25,12 +26,16 @@ class Attack:
     prints: bytes | None = None
     ends_by: int | None = None
     limits: Limits | None = None
+    landlock: set | None = None
     files: dict = field(default_factory=dict)
 
 
 def check(attack, withstand):
     execution = withstand(attack.source, attack.limits, files=attack.files)
     shown = execution if len(execution.stdout) + len(execution.stderr) < 3000 else execution.verdict
+    if withstand.tier == "landlock" and attack.landlock:
+        assert execution.verdict in attack.landlock, shown
+        return
     assert execution.verdict in attack.expected, shown
     if attack.prints is not None:
         assert execution.stdout == attack.prints, shown

@@ -1,4 +1,4 @@
-"""One sandbox with tight limits for all tests of this folder, and a way to attack it that looks for what is left over."""
+"""A sandbox with tight limits for all tests of this folder, and a way to attack it that looks for what is left."""
 
 import ctypes
 import os
@@ -35,7 +35,7 @@ def boxes(box):
     patch.setattr(tempfile, "tempdir", folder)
     # Whatever gets away from a sandbox becomes our child, and is found there.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    yield {"bubblewrap": box}
+    yield {"bubblewrap": box, "landlock": Sandbox(TIGHT, isolation="landlock")}
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     patch.undo()
     Path(folder).rmdir()
@@ -69,7 +69,7 @@ def traces():
 INNOCENT, ITS_ANSWER = Program("print(sum(range(int(input()))))", stdin="1000"), (Verdict.OK, b"499500\n")
 
 
-@pytest.fixture(params=["bubblewrap"])
+@pytest.fixture(params=["bubblewrap", "landlock"])
 def withstand(request, boxes):
     """Run an attack beside an innocent program, see that innocent ones come to no harm and nothing is left.
 

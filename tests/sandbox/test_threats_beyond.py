@@ -1,9 +1,6 @@
 """Attacks beyond the list of threats: near its rows, and where nobody looked. See test_threats.py."""
 # ruff: noqa: E501 (an attack is easier to read in one piece)
 
-import platform
-from pathlib import Path
-
 import pytest
 
 from sandbox import Limits
@@ -185,7 +182,6 @@ RIGHTS = [
     ),
     Attack("core-dumps", "import os, resource as r\nprint(r.getrlimit(r.RLIMIT_CORE)[1] <= 1, flush=True)\nos.abort()", {RE}, prints=b"True\n", ends_by=-6),
 ]  # fmt: skip
-
 
 
 @pytest.mark.parametrize("attack", by_row(PROCESSES))
