@@ -89,7 +89,7 @@ USING_UP = [
 ENDINGS = [
     Attack("24-segmentation-fault", "import ctypes; ctypes.string_at(0)", {RE}, ends_by=-11),
     Attack("25-kills-itself", "import os; os.kill(os.getpid(), 9)", {RE}, ends_by=-9),
-    Attack("26-kills-process-1", "import os\nfor s in range(1, 65): os.kill(os.getppid(), s)\nprint(1)", {OK}, prints=b"1\n"),
+    Attack("26-kills-process-1", "import os\nfor s in range(1, 65): os.kill(os.getppid(), s)\nprint(1)", {OK}, prints=b"1\n", landlock={RE}),
     Attack("26-kills-everybody", "import os\nos.kill(-1, 9)\nprint('alive')", {OK, RE}),
     Attack("26-kills-its-group", "import os\nos.kill(0, 9)", {RE}),
     Attack("26-kills-the-group-by-name", "import os\nos.killpg(os.getpgrp(), 9)", {RE}),
@@ -102,7 +102,7 @@ ENDINGS = [
         ends_by=3,
     ),
     Attack("54-stops-itself", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", {TLE}, limits=SOON),
-    Attack("54-stops-its-parent", "import os; os.kill(os.getppid(), 19); print(1)", {OK}, prints=b"1\n", limits=SOON),
+    Attack("54-stops-its-parent", "import os; os.kill(os.getppid(), 19); print(1)", {OK}, prints=b"1\n", limits=SOON, landlock={TLE}),
     Attack("56-exits-with-99", "import os; os._exit(99)", {RE}, ends_by=99),
     Attack("56-exits-with-137", "import os; os._exit(137)", {RE}, ends_by=137),
     Attack("56-exits-with-256", "import os; os._exit(256)", {OK}, ends_by=0),
@@ -260,7 +260,11 @@ def test_33_no_frame_object_or_memory_holds_what_another_job_knew(withstand):
     secret = "Tn8Qd2ZkVb5r"
     search, patient = SEARCH.format(reversed_secret=secret[::-1]), Limits(cpu_seconds=20, wall_seconds=30)
     knows = f"keep = [{secret!r}] * 1000\nprint(input()[:0])"
-    assert withstand(knows + search, patient, stdin=secret).stdout.endswith(b"True ['gc', 'keep', 'memory']\n")
+    if withstand.tier == "landlock":  # without /proc there is no memory to look at; the frames are left
+        search = search.replace('open("/proc/self/maps")', "[]").replace("looked_at > 1 << 20", "True")
+    found_here = withstand(knows + search, patient, stdin=secret).stdout.strip()
+    expected = b"True ['gc', 'keep']" if withstand.tier == "landlock" else b"True ['gc', 'keep', 'memory']"
+    assert found_here == expected
     execution = withstand(search, patient)
     assert (execution.verdict, execution.stdout) == (OK, b"True []\n"), execution
 

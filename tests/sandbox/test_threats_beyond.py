@@ -15,7 +15,7 @@ PROCESSES = [
         "   try: os.kill(os.getppid() if s % 2 else 1, s)\n   except OSError: pass\n  os._exit(0)",
         {OK, RE},
     ),
-    Attack("stops-everybody-it-sees", "import os\nfor _ in range(5):\n if os.fork() == 0:\n  while True: pass\nos.kill(-1, 19)\nprint(1)", {OK}),
+    Attack("stops-everybody-it-sees", "import os\nfor _ in range(5):\n if os.fork() == 0:\n  while True: pass\nos.kill(-1, 19)\nprint(1)", {OK}, limits=SOON, landlock={TLE}),
     Attack(
         "orphans-of-orphans-that-spin",
         "import os\nfor _ in range(4):\n if os.fork() == 0:\n  if os.fork() == 0:\n   if os.fork() == 0:\n    while True: pass\n  os._exit(0)\nos._exit(0)",
@@ -81,7 +81,8 @@ MEMORY = [
         "files-that-are-deleted-and-open",
         "import os, time\nkeep = []\nfor n in range(12):\n keep.append(open('x', 'wb')); os.unlink('x'); keep[-1].write(b'x' * (4 << 20)); keep[-1].flush()\ntime.sleep(60)",
         {MLE},
-        limits=SMALL,
+        limits=Limits(cpu_seconds=2, wall_seconds=1.5, memory_bytes=40 << 20),
+        landlock={MLE, TLE},  # on a disk they are no memory, and only files with a name are found there
     ),
     Attack(
         "files-in-shared-memory",
@@ -134,7 +135,7 @@ FILES = [
     Attack("folders-made-without-rights", "import os\nos.umask(0o777)\nfor n in range(20): os.mkdir(str(n))\nprint(1)", {OK}, prints=b"1\n"),
     Attack("names-of-every-kind", "import os\nfor n in (b'\\xff\\xfe', b' ', b'\\n', 'ü'.encode() * 100, b'-rf', b'*', b'...', b'\\x1b[2J'):\n os.mkdir(n); open(n + b'/' + n, 'w').close()\nprint(1)", {OK}, prints=b"1\n"),
     Attack("a-fifo-that-nobody-writes", "import os\nos.mkfifo('f'); open('f').read()", {TLE}, limits=SOON),
-    Attack("a-deeper-tree-than-a-path", "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')\nprint(1)", {OK}, prints=b"1\n"),
+    Attack("a-deeper-tree-than-a-path", "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')\nprint(1)", {OK}, prints=b"1\n", landlock={OK, TLE}),
     Attack("links-in-a-circle", "import os\nos.symlink('b', 'a'); os.symlink('a', 'b'); os.symlink('.', 'here')\nopen('here/here/here/main.py').close(); open('a')", {RE}, ends_by=1),
     Attack("its-own-source-gone", "import os\nos.unlink('main.py'); os.mkdir('main.py')\nprint(1)", {OK}, prints=b"1\n"),
     Attack("modules-in-the-librarys-place", "import os\nfor n in ('posix', 'sys', 'threading', 'atexit', 'io', 'encodings'):\n open(n + '.py', 'w').write('raise SystemExit(0)')\nimport threading, string\n1 / 0", {RE}, ends_by=1),
