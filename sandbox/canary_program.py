@@ -97,8 +97,11 @@ def see_other_processes() -> bool:
 
 
 def read_the_environment_of_another() -> bool:
-    return any(Path(f"/proc/{pid}/environ").exists() and Path(f"/proc/{pid}/environ").read_bytes() != b""
-               for pid in (1, _outside["process"]))  # fmt: skip
+    def read(pid: int) -> None:
+        if not Path(f"/proc/{pid}/environ").read_bytes():
+            raise OSError("empty")
+
+    return _succeeds_with_any(read, (1, _outside["process"]))
 
 
 def signal_a_process_outside() -> bool:

@@ -49,7 +49,7 @@ def test_the_canaries_get_out_where_there_is_no_wall():
         "reach the network", "read a file outside", "list a folder outside", "send a datagram",
         "reach an abstract socket outside", "reach a socket in a file outside", "write to the system",
         "change rights of a file outside", "see other processes", "signal a process outside",
-        "set limits of a process outside", "read the environment of another", "hold capabilities",
+        "read the environment of another", "hold capabilities",
         "hide memory from those who count", "open doors of the kernel", "call the kernel by another table",
         "leave a process behind",
     }  # fmt: skip

@@ -161,7 +161,8 @@ def test_a_plain_user_whose_programs_share_his_identity_is_held_too(isolation):
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\nfrom sandbox import *\n"
         f"Sandbox.check(isolation={isolation!r})\nbox = Sandbox(isolation={isolation!r})\n"
-        "print(box.run(Program('print(1)')).stdout, box.run(Program('import os; os.mkdir(\"a\"); os.chmod(\".\", 0)')).verdict)"
+        "print(box.run(Program('print(1)')).stdout)\n"
+        'box.run(Program(\'import os; os.umask(511); os.mkdir("a"); os.rename("a", "b")\'))'
     )
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python, "-B", "-c", script, str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", env={}, check=False)
@@ -188,7 +189,7 @@ def test_a_hostile_folder_is_removed_whole(tmp_path):
 
 def deep_tree():
     for _ in range(3000):
-        os.mkdir("x" * 200)
+        Path("x" * 200).mkdir()
         os.chdir("x" * 200)
         Path("file").touch()
 
@@ -203,9 +204,10 @@ def without_rights():
 
 def strange_names():
     for name in (b"\xff", b"\n", b" ", b"-rf", b"*"):
-        os.mkdir(name)
-        os.symlink(b"/", name + b"/link")
-        os.mkfifo(name + b"/fifo")
+        folder = Path(os.fsdecode(name))
+        folder.mkdir()
+        (folder / "link").symlink_to("/")
+        os.mkfifo(folder / "fifo")
 
 
 def test_a_folder_is_added_up_but_not_for_ever(tmp_path):
