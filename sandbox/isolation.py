@@ -35,6 +35,7 @@ _SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
 _DEVICES = ("null", "urandom")
 _WORK = "/tmp"
 _NOBODY = "65534"
+_PF_EXITING = 0x4  # in the flags of /proc/<pid>/stat, from the kernel's include/linux/sched.h
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +60,15 @@ class Started:
         """The bootstrap is gone, or a zombie."""
         return _is_readable(self.root_descriptor, 0.0)
 
+    @property
+    def is_ending(self) -> bool:
+        """The bootstrap has begun to exit; as process 1 it waits there until its whole namespace is gone."""
+        try:
+            fields = Path(f"/proc/{self.root_pid}/stat").read_bytes().rpartition(b")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        return self.has_ended or bool(int(fields[6]) & _PF_EXITING)
+
     def temporary_bytes(self, most: int) -> int:
         """What lies in the private temporary file system; it is memory, too. Above `most` it need not be exact."""
         if self.private_tmp is None:
@@ -68,7 +78,7 @@ class Started:
         except (FileNotFoundError, ProcessLookupError):
             return 0  # the run has just ended
         except PermissionError:
-            if self.has_ended:  # the kernel refuses the link of a process that is reaped during the look-up
+            if self.is_ending:  # the kernel refuses a plain user the link of a process that has no memory any more
                 return 0
             raise
         return (usage.f_blocks - usage.f_bfree) * usage.f_frsize

@@ -165,7 +165,7 @@ RIGHTS = [
     Attack(
         "files-of-its-own-process",
         TRY + "print([name for name, text in (('oom_score_adj', '-1000'), ('uid_map', '0 0 1'), ('gid_map', '0 0 1'), ('setgroups', 'allow'), ('loginuid', '0'),"
-        " ('attr/current', 'x'), ('timens_offsets', '1 1'), ('projid_map', '0 0 1')) if not refused(lambda: os.write(os.open('/proc/self/' + name, os.O_WRONLY), text.encode()))])",
+        " ('attr/current', 'x'), ('timens_offsets', '1 1')) if not refused(lambda: os.write(os.open('/proc/self/' + name, os.O_WRONLY), text.encode()))])",
         {OK},
         prints=b"[]\n",
     ),
