@@ -26,7 +26,7 @@ def box():
     return Sandbox(TIGHT)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def boxes(box):
     """One sandbox by tier. What they put into the temporary folder lies where `withstand` looks."""
     folder = tempfile.mkdtemp(prefix="threats-")
@@ -69,7 +69,7 @@ def traces():
 INNOCENT, ITS_ANSWER = Program("print(sum(range(int(input()))))", stdin="1000"), (Verdict.OK, b"499500\n")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def warm():
     """Tiers that have run something."""
     return set()
