@@ -94,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("--svg", type=Path, metavar="FILE", help="draw only the accuracy curves, into this file")
     report.set_defaults(run=run_report)
 
-    add_sandbox_commands(commands)
+    add_sandbox_commands(commands, OVERRIDES_HELP)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`cispo sandbox <command>`: what concerns the machine that runs strangers' programs, apart from any training run."""
+"""`cispo sandbox <command>`: what concerns the running of strangers' programs, apart from any training run."""
 
 from __future__ import annotations
 
@@ -9,16 +9,32 @@ import sys
 from pathlib import Path
 from typing import Any
 
-OVERRIDES_HELP = "key=value settings, e.g. sandbox.size=8 sandbox.service.port=8700 sandbox.limits.cpu_seconds=5"
 
-
-def add_sandbox_commands(commands: Any) -> None:
-    """Put `sandbox` and its own commands among those of `cispo`; `commands` is what add_subparsers returned."""
-    sandbox = commands.add_parser("sandbox", help="the sandbox of this machine: serve")
-    subcommands = sandbox.add_subparsers(metavar="command", required=True)
-    serve = subcommands.add_parser("serve", help="run programs for others over HTTP (docs/sandbox_service.md)")
-    serve.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
+def add_sandbox_commands(commands: Any, overrides_help: str) -> None:
+    """Add `sandbox` and its own commands to those of `cispo`."""
+    sandbox = commands.add_parser(
+        "sandbox", help="strangers' programs: check how well this machine isolates them, or serve"
+    )
+    own = sandbox.add_subparsers(metavar="command", required=True)
+    check = own.add_parser(
+        "check",
+        help="what this machine can do, which escapes each tier holds, what to ask for; status 0 if the tier holds",
+    )
+    check.add_argument("overrides", nargs="*", metavar="key=value", help=overrides_help)
+    check.set_defaults(run=run_check)
+    serve = own.add_parser("serve", help="run programs for others over HTTP (docs/sandbox_service.md)")
+    serve.add_argument("overrides", nargs="*", metavar="key=value", help=overrides_help)
     serve.set_defaults(run=run_serve)
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """`cispo sandbox check`: 0 only if the configured tier holds."""
+    from launch.compose import compose
+    from sandbox.check_report import check_report
+
+    report, holds = check_report(compose(options.overrides).sandbox)
+    print(report)
+    return 0 if holds else 1
 
 
 def run_serve(options: argparse.Namespace) -> int:

@@ -5,7 +5,8 @@
     assert execution.verdict is Verdict.OK and execution.stdout == b"42\\n"
 
 From the outside in: sandbox.py (the doors), supervisor.py (deadlines and verdicts), isolation.py (bubblewrap),
-seccomp.py, rlimits.py, process_tree.py (what a tree uses), bootstrap.py (runs inside), self_test.py (canaries).
+landlock_tier.py (the other wall), seccomp.py and refused_calls.py, rlimits.py, process_tree.py (what a tree uses),
+bootstrap.py (runs inside), self_test.py (canaries), check_report.py (`cispo sandbox check`).
 Over machines: serve.py (`cispo sandbox serve`), service.py (its HTTP side), remote.py (the client), wire.py (the JSON),
 spread.py (one pool over several sites).
 """

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from sandbox.private_folder import private_folder
 
 
 @dataclass
@@ -49,6 +50,13 @@ class Channels:
         self._own(writer, is_theirs=True)
         return reader, writer
 
+    def pipe_to_them(self) -> tuple[int, int]:
+        """A pipe the other way round: their reader and our writer."""
+        reader, writer = os.pipe()
+        self._own(reader, is_theirs=True)
+        self._own(writer, is_theirs=False)
+        return reader, writer
+
     def memory_file(self, content: bytes) -> int:
         """A read-only file for the other side that lies nowhere on disk. Unlike a pipe it never blocks a writer."""
         file = os.memfd_create("input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -67,9 +75,9 @@ class Channels:
         self._own(descriptor, is_theirs=False)
         return descriptor
 
-    def folder(self) -> Path:
-        """A temporary folder that lives as long as the run."""
-        return Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sandbox-")))
+    def folder(self, owner: int | None = None) -> Path:
+        """A temporary folder that lives as long as the run; see private_folder."""
+        return self._stack.enter_context(private_folder(owner))
 
     def close_theirs(self) -> None:
         """Drop the ends that the other side now holds, so that its end is seen as end of file."""

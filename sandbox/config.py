@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from sandbox.program import Limits
 from sandbox.service_config import RemoteConfig, ServiceConfig
 
-ISOLATIONS = ("bubblewrap", "unsafe")
+ISOLATIONS = ("bubblewrap", "landlock", "unsafe")
 """What this machine itself can do."""
 TIERS = (*ISOLATIONS, "remote")
 PLACEMENTS = ("worker", "node")
@@ -18,8 +18,8 @@ class SandboxConfig:
     """How strangers' programs are run.
 
     Attributes:
-        isolation: "bubblewrap"; "remote": in the services of `remote`; or "unsafe": a plain process with resource
-            limits only, for trusted programs.
+        isolation: "bubblewrap"; "landlock" where user namespaces are forbidden; "remote": in the services of `remote`;
+            or "unsafe": a plain process with resource limits only, for trusted programs.
         size: programs that one pool runs at the same time; with "remote", that it has under way at the services.
         limits: what each program may use.
         bwrap: path or name of the bubblewrap executable.

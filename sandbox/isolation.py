@@ -32,9 +32,10 @@ STARTUP_SECONDS = 30.0
 _BOOTSTRAP = (Path(__file__).parent / "bootstrap.py").read_text()
 _SYSTEM_PYTHON = "/usr/bin/python3"
 _SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
-_DEVICES = ("null", "zero", "urandom")
+_DEVICES = ("null", "urandom")
 _WORK = "/tmp"
 _NOBODY = "65534"
+_PF_EXITING = 0x4  # in the flags of /proc/<pid>/stat, from the kernel's include/linux/sched.h
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +60,29 @@ class Started:
         """The bootstrap is gone, or a zombie."""
         return _is_readable(self.root_descriptor, 0.0)
 
+    @property
+    def is_ending(self) -> bool:
+        """The bootstrap has begun to exit; as process 1 it waits there until its whole namespace is gone."""
+        try:
+            fields = Path(f"/proc/{self.root_pid}/stat").read_bytes().rpartition(b")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        return self.has_ended or bool(int(fields[6]) & _PF_EXITING)
+
+    def temporary_bytes(self, most: int) -> int:
+        """What lies in the private temporary file system; it is memory, too. Above `most` it need not be exact."""
+        if self.private_tmp is None:
+            return 0
+        try:
+            usage = os.statvfs(self.private_tmp)
+        except (FileNotFoundError, ProcessLookupError):
+            return 0  # the run has just ended
+        except PermissionError:
+            if self.is_ending:  # the kernel refuses a plain user the link of a process that has no memory any more
+                return 0
+            raise
+        return (usage.f_blocks - usage.f_bfree) * usage.f_frsize
+
     def kill(self) -> None:
         """End the whole tree. Killing process 1 of a process namespace makes the kernel kill all others."""
         try:
@@ -74,7 +98,7 @@ class Isolation(Protocol):
         """Start the bootstrap. Raises OSError or SandboxError when that fails; nothing is left running then."""
 
 
-def _python_command(python: str, channels: Channels, rlimits: str) -> list[str]:
+def python_command(python: str, channels: Channels, rlimits: str) -> list[str]:
     """The interpreter with nothing of the user's: no site, no user folder, no environment but a fixed hash seed.
 
     `-I` is left out only because it would ignore the hash seed, and without it the order of a set differs between
@@ -89,13 +113,14 @@ class Bubblewrap:
 
     def __init__(self, bwrap: str = "bwrap") -> None:
         self._bwrap = shutil.which(bwrap) or bwrap
-        self._python, python_binds = _interpreter()
+        self._python, folders = interpreter()
+        python_binds = [option for folder in folders for option in ("--ro-bind", folder, folder)]
         self._system = ["--ro-bind", "/usr", "/usr", *_system_folders(), *python_binds, *_hidden_project()]
         for device in _DEVICES:
             self._system += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
         for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
             self._system += ["--symlink", f"/proc/self/{target}", f"/dev/{name}"]
-        self._become_nobody = _become_nobody()
+        self._become_nobody = become_nobody()
 
     def start(self, program: Program, limits: Limits, channels: Channels) -> Started:
         """See Isolation."""
@@ -112,7 +137,7 @@ class Bubblewrap:
         )
         channels.close_theirs()
         try:
-            root_pid = _read_child_pid(status)
+            root_pid = read_child_pid(status)
             root_descriptor = channels.process(root_pid)
         except (OSError, ValueError) as error:
             process.kill()
@@ -137,7 +162,7 @@ class Bubblewrap:
             command += ["--unshare-user", "--disable-userns"]
         command += ["--json-status-fd", str(their_status)]
         rlimits = rlimits_argument(limits, own_namespace=True)
-        return command + _python_command(self._python, channels, rlimits)
+        return command + python_command(self._python, channels, rlimits)
 
 
 class Unsafe:
@@ -153,7 +178,7 @@ class Unsafe:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         process = subprocess.Popen(
-            _python_command(sys.executable, channels, rlimits_argument(limits, own_namespace=False)),
+            python_command(sys.executable, channels, rlimits_argument(limits, own_namespace=False)),
             stdin=channels.memory_file(program.stdin_bytes),
             stdout=channels.their_stdout,
             stderr=channels.their_stderr,
@@ -178,13 +203,13 @@ class StartedUnsafe(Started):
             os.killpg(self.root_pid, signal.SIGKILL)
 
 
-def _interpreter() -> tuple[str, list[str]]:
-    """The interpreter for the programs and the binds that it needs beyond /usr."""
+def interpreter() -> tuple[str, list[str]]:
+    """The interpreter for the programs and the folders that it needs beyond /usr."""
     if Path(_SYSTEM_PYTHON).exists():
         return _SYSTEM_PYTHON, []
     prefix = str(Path(sys.base_prefix).resolve())
     python = str(Path(sys.executable).resolve())
-    return python, [] if prefix.startswith("/usr/") else ["--ro-bind", prefix, prefix]
+    return python, [] if prefix.startswith("/usr/") else [prefix]
 
 
 def _system_folders() -> list[str]:
@@ -204,7 +229,7 @@ def _hidden_project() -> list[str]:
     return ["--tmpfs", str(project)] if project.is_relative_to("/usr") else []
 
 
-def _become_nobody() -> list[str]:
+def become_nobody() -> list[str]:
     """Root does not enter the sandbox even as a mapped user: files of root would be its own, and root has no NPROC.
 
     A separate small executable, because subprocess' own `user=` forks the whole supervisor: 22 ms of CPU at 600 MB.
@@ -226,7 +251,7 @@ def _is_readable(descriptor: int, timeout_s: float) -> bool:
     return bool(poll.poll(timeout_s * 1000))
 
 
-def _read_child_pid(status: int) -> int:
+def read_child_pid(status: int) -> int:
     """Bubblewrap's first line says which process it made. Raises ValueError when it ends without one."""
     line = b""
     while b"\n" not in line:

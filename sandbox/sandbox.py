@@ -8,11 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from sandbox.config import ISOLATIONS
 from sandbox.errors import SandboxError
 from sandbox.isolation import Bubblewrap, Isolation, Unsafe
+from sandbox.landlock_tier import Landlock
 from sandbox.program import Execution, Limits, Program
 from sandbox.self_test import check_isolation, check_watching
 from sandbox.supervisor import execute, system_error
 
-_CHECK_LIMITS = Limits(cpu_seconds=20, wall_seconds=60, memory_bytes=1 << 40)
+CHECK_LIMITS = Limits(cpu_seconds=20, wall_seconds=60, memory_bytes=1 << 40)
 """For the program that tries to get out, which must fail for no other reason than a hole in the wall."""
 
 
@@ -21,17 +22,19 @@ class Sandbox:
 
     Args:
         limits: what a program may use.
-        isolation: "bubblewrap", or "unsafe" to run trusted programs with resource limits only (logged as a warning).
+        isolation: "bubblewrap", "landlock" where user namespaces are forbidden, or "unsafe" to run trusted programs
+            with resource limits only (logged as a warning). One is never taken in place of another.
         bwrap: path or name of the bubblewrap executable.
 
-    Raises IsolationError when root cannot become an unprivileged user here; `check` tests the rest.
+    Raises IsolationError when root cannot become an unprivileged user here, or the kernel lacks what was asked for;
+    `check` tests the rest.
     """
 
     def __init__(self, limits: Limits | None = None, *, isolation: str = "bubblewrap", bwrap: str = "bwrap") -> None:
         if isolation not in ISOLATIONS:
             raise ValueError(f"isolation must be one of {', '.join(ISOLATIONS)}, got {isolation!r}")
         self.limits = limits or Limits()
-        self._isolation: Isolation = Bubblewrap(bwrap) if isolation == "bubblewrap" else Unsafe()
+        self._isolation = _isolation(isolation, bwrap)
 
     def run(self, program: Program, limits: Limits | None = None) -> Execution:
         """Run `program` to its end, within `limits` or this sandbox's own.
@@ -41,20 +44,30 @@ class Sandbox:
         return execute(self._isolation, program, limits or self.limits)
 
     @staticmethod
-    def check(bwrap: str = "bwrap") -> None:
+    def check(bwrap: str = "bwrap", isolation: str = "bubblewrap") -> None:
         """Prove that this machine isolates programs, by one that tries to get out and one that uses too much.
 
         It is done once per process and takes some tenths of a second.
 
         Raises IsolationError with one sentence that says what is missing and how to get it.
         """
-        _check_once(bwrap)
+        _check_once(bwrap, isolation)
+
+
+def _isolation(name: str, bwrap: str) -> Isolation:
+    match name:
+        case "bubblewrap":
+            return Bubblewrap(bwrap)
+        case "landlock":
+            return Landlock()
+        case _:
+            return Unsafe()
 
 
 @functools.cache
-def _check_once(bwrap: str) -> None:
-    sandbox = Sandbox(_CHECK_LIMITS, bwrap=bwrap)
-    check_isolation(sandbox.run, bwrap)
+def _check_once(bwrap: str, isolation: str) -> None:
+    sandbox = Sandbox(CHECK_LIMITS, isolation=isolation, bwrap=bwrap)
+    check_isolation(sandbox.run, isolation, bwrap)
     check_watching(sandbox.run)
 
 
@@ -74,8 +87,8 @@ class SandboxPool:
     ) -> None:
         if size < 1:
             raise ValueError(f"a pool's size must be at least 1, got {size}")
-        if isolation == "bubblewrap":
-            Sandbox.check(bwrap)
+        if isolation != "unsafe":
+            Sandbox.check(bwrap, isolation)
         self._sandbox = Sandbox(limits, isolation=isolation, bwrap=bwrap)
         # The threads must outlive their programs: bubblewrap dies with the thread that started it.
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="sandbox")

@@ -1,10 +1,8 @@
-"""A filter of system calls for the sandbox, assembled by hand because libseccomp may not be there.
+"""Makes a filter of system calls from the table of refused ones, by hand because libseccomp may not be there.
 
-What it refuses are ways around the other walls: new namespaces (in which a program would have every capability and
-could mount file systems that nobody counts), memory that belongs to no process (memfd, System V), sockets of any
-family but AF_UNIX, debugging of the bootstrap, and kernel features with a long record of holes. A refused call
-fails with EPERM; a call in another architecture's table (x32, i386) kills the process. Numbers are from the
-kernel's unistd headers. On a machine that is not listed bubblewrap forbids new user namespaces instead.
+A refused call fails with EPERM, so that a program sees an error and goes on. A call from another architecture's table
+(x32, or i386 by `int 0x80`) kills the process: there the numbers mean other calls. clone3 fails with ENOSYS, because
+its flags lie in memory, where a filter cannot look; every C library then falls back to clone.
 """
 
 from __future__ import annotations
@@ -13,58 +11,67 @@ import errno
 import functools
 import platform
 import struct
+from itertools import groupby
+from operator import attrgetter
 
-# One number per architecture, in the order of _ARCHITECTURES: x86_64, aarch64. -1: it has none.
-_REFUSED = {
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
-    "pidfd_getfd": (438, 438), "process_madvise": (440, 440), "personality": (135, 92),
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
-    "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431),
-    "fsmount": (432, 432), "fspick": (433, 433), "mount_setattr": (442, 442),
-    "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265), "fanotify_init": (300, 262),
-    "quotactl": (179, 60), "acct": (163, 89), "swapon": (167, 224), "reboot": (169, 142), "syslog": (103, 116),
-    "unshare": (272, 97), "setns": (308, 268), "sethostname": (170, 161), "setdomainname": (171, 162),
-    "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "msgget": (68, 186),
-    "semget": (64, 190), "mq_open": (240, 180),
-    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
-    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
-    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
-    "kexec_load": (246, 104), "kexec_file_load": (320, 294), "init_module": (175, 105),
-    "finit_module": (313, 273), "delete_module": (176, 106), "iopl": (172, -1), "ioperm": (173, -1),
-    "modify_ldt": (154, -1), "settimeofday": (164, 170), "clock_settime": (227, 112), "adjtimex": (159, 171),
-}  # fmt: skip
-_CLONE, _CLONE3, _SOCKET = (56, 220), (435, 435), (41, 198)
-_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column, AUDIT_ARCH_*
-_NEW_NAMESPACE = 0x7E020000  # CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID, NET
+from sandbox.refused_calls import ARCHITECTURES, EVERYWHERE, Condition, Rules
+
+_CLONE3 = (435, 435)
+_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000
-_AF_UNIX = 1
 
-_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCH, _ARGUMENT_0 = 0, 4, 16  # offsets in struct seccomp_data; both machines are little-endian
+_ALLOW, _KILL = 0x7FFF0000, 0x80000000
+_REFUSE, _UNKNOWN = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
+_LOAD, _MASK, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
+_NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data; both machines are little-endian
 
 
 @functools.cache
-def filter_bytes() -> bytes:
-    """The filter as bubblewrap's --seccomp reads it, or nothing on an architecture that is not listed."""
-    if platform.machine() not in _ARCHITECTURES:
+def filter_bytes(rules: Rules = EVERYWHERE, machine: str = platform.machine()) -> bytes:
+    """The filter as bubblewrap's --seccomp and prctl(PR_SET_SECCOMP) read it: an array of struct sock_filter.
+
+    Empty on an architecture that is not in ARCHITECTURES; the caller must then close what it can in another way.
+    """
+    if machine not in ARCHITECTURES:
         return b""
-    column, audit_arch = _ARCHITECTURES[platform.machine()]
-    refuse = _ERRNO | errno.EPERM
-    code = _load(_ARCH) + _instruction(_EQUAL, audit_arch, if_true=1) + _return(_KILL)
+    column = ARCHITECTURES.index(machine)
+    code = _load(_ARCH) + _unless(_EQUAL, _AUDIT_ARCH[machine], _return(_KILL))
     code += _load(_NUMBER)
-    if column == 0:
-        code += _instruction(_AT_LEAST, _X32_BIT, if_false=1) + _return(_KILL)
-    for numbers in _REFUSED.values():
-        if numbers[column] >= 0:
-            code += _instruction(_EQUAL, numbers[column], if_false=1) + _return(refuse)
-    # Its flags lie in memory, where a filter cannot look; libc falls back to clone.
-    code += _instruction(_EQUAL, _CLONE3[column], if_false=1) + _return(_ERRNO | errno.ENOSYS)
-    code += _instruction(_EQUAL, _CLONE[column], if_false=4) + _load(_ARGUMENT_0)
-    code += _instruction(_ANY_BIT, _NEW_NAMESPACE, if_false=1) + _return(refuse) + _return(_ALLOW)
-    code += _instruction(_EQUAL, _SOCKET[column], if_false=3) + _load(_ARGUMENT_0)
-    code += _instruction(_EQUAL, _AF_UNIX, if_true=1) + _return(refuse)
+    if machine == "x86_64":
+        code += _when(_AT_LEAST, _X32_BIT, _return(_KILL))
+    for group in rules.groups:
+        for numbers in group.calls.values():
+            if numbers[column] >= 0:
+                code += _when(_EQUAL, numbers[column], _return(_REFUSE))
+    code += _when(_EQUAL, _CLONE3[column], _return(_UNKNOWN))
+    for numbers, conditions in groupby(sorted(rules.conditions, key=attrgetter("numbers")), attrgetter("numbers")):
+        refusals = b"".join(_refuse_if(condition) for condition in conditions)
+        code += _when(_EQUAL, numbers[column], refusals + _return(_ALLOW))
     return code + _return(_ALLOW)
+
+
+def _refuse_if(condition: Condition) -> bytes:
+    """Refuse when the condition holds, else go on with the next instruction."""
+    load = _load(_ARGUMENTS + 8 * condition.argument)
+    match condition.test:
+        case "is":
+            return load + _when(_EQUAL, condition.value, _return(_REFUSE))
+        case "is not":
+            return load + _unless(_EQUAL, condition.value, _return(_REFUSE))
+        case "has any of":
+            return load + _when(_ANY_BIT, condition.value, _return(_REFUSE))
+        case "has all of":
+            masked = load + _instruction(_MASK, condition.value)
+            return masked + _when(_EQUAL, condition.value, _return(_REFUSE))
+
+
+def _when(operation: int, value: int, then: bytes) -> bytes:
+    """Run `then` if the comparison holds, else jump over it."""
+    return _instruction(operation, value, if_false=len(then) // 8) + then
+
+
+def _unless(operation: int, value: int, then: bytes) -> bytes:
+    return _instruction(operation, value, if_true=len(then) // 8) + then
 
 
 def _instruction(operation: int, value: int, *, if_true: int = 0, if_false: int = 0) -> bytes:

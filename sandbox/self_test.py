@@ -3,60 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import secrets
 import socket
+import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from sandbox.capabilities import why_not
 from sandbox.errors import IsolationError
+from sandbox.isolation import become_nobody
 from sandbox.process_tree import WATCHING_NEEDS
 from sandbox.program import Execution, Limits, Program, Verdict
 
-_SWITCHES = (
-    ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
-    ("user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=15000"),
-    (
-        "kernel/apparmor_restrict_unprivileged_userns",
-        "1",
-        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give bwrap an AppArmor profile",
-    ),
-)
-"""Below /proc/sys: the value that forbids user namespaces, and what an administrator can do."""
-
-_CANARY = r"""
-import json, os, socket, sys
-system = ("/usr/canary", "/canary", "/dev/canary")
-outside = json.load(sys.stdin)
-
-def refused(attempt):
-    try:
-        attempt()
-    except OSError:
-        return True
-    return False
-
-def status(name):
-    lines = open("/proc/self/status").read().splitlines()
-    return next(line.split()[1] for line in lines if line.startswith(name + ":"))
-
-def exit_code(*command):
-    return os.waitstatus_to_exitcode(os.waitpid(os.spawnv(os.P_NOWAIT, command[0], command), 0)[1])
-
-print(json.dumps({
-    "reach the network": not refused(lambda: socket.create_connection(("127.0.0.1", outside["port"]), timeout=1)),
-    "read a file outside": not all(refused(lambda: open(path)) for path in outside["files"]),
-    "list a folder outside": not all(refused(lambda: os.listdir(path)) for path in outside["folders"]),
-    "write to the system": not all(refused(lambda: open(path, "w")) for path in system),
-    "see other processes": sum(name.isdigit() for name in os.listdir("/proc")) > 2,
-    "see an environment": dict(os.environ) != {},
-    "have capabilities": int(status("CapEff"), 16) != 0 or status("NoNewPrivs") != "1",
-    "make new namespaces": exit_code("/usr/bin/unshare", "--user", "/bin/true") == 0,
-    "not write to its own folder": refused(lambda: open("canary", "w")),
-    "not start a process": exit_code(sys.executable, "-S", "-c", "") != 0,
-}))
-"""
-
+_CANARIES = (Path(__file__).parent / "canary_program.py").read_text()
+_NOBODY = 65534
 
 _GREEDY = """
 import os, time
@@ -74,20 +37,26 @@ time.sleep(2)
 _GREEDY_LIMITS = Limits(cpu_seconds=20, wall_seconds=60, memory_bytes=48 << 20)
 """Each process stays below the limit and only their sum is above it, so that no limit of the kernel's can help."""
 
+Run = Callable[[Program], Execution]
 
-def check_isolation(run: Callable[[Program], Execution], bwrap: str) -> None:
+
+def check_isolation(run: Run, isolation: str, bwrap: str) -> None:
     """Raise IsolationError, with one sentence that says what is missing, unless every canary is held."""
-    if shutil.which(bwrap) is None:
-        raise IsolationError(
-            f"programs cannot be isolated because bubblewrap is not installed (looked for {bwrap!r}): "
-            "apt-get install bubblewrap, or set sandbox.isolation=unsafe to run trusted programs without it"
-        )
-    execution = _run_canary(run)
-    if execution.verdict is not Verdict.OK:
-        raise IsolationError(_explain(execution))
-    freedoms = [what for what, could in json.loads(execution.stdout).items() if could]
-    if freedoms:
-        raise IsolationError(f"programs cannot be isolated: inside bubblewrap a program could {', '.join(freedoms)}")
+    if missing := why_not(isolation, bwrap):
+        raise IsolationError(missing)
+    escaped = [name for name, got_out in try_canaries(run, isolation).items() if got_out]
+    if escaped:
+        raise IsolationError(f"programs cannot be isolated: inside {isolation} a program could {', '.join(escaped)}")
+
+
+def try_canaries(run: Run, isolation: str) -> dict[str, bool]:
+    """Every canary by name, and whether it got out. Raises IsolationError when they could not even be run."""
+    with _things_outside() as outside:
+        execution = run(Program(_CANARIES, stdin=json.dumps(outside)))
+        if execution.verdict is not Verdict.OK:
+            raise IsolationError(_explain(execution, isolation))
+        got_out: dict[str, bool] = json.loads(execution.stdout)
+        return got_out | {"leave a process behind": _is_running(outside["daemon_name"])}
 
 
 def check_watching(run: Callable[[Program, Limits], Execution]) -> None:
@@ -102,31 +71,60 @@ def check_watching(run: Callable[[Program, Limits], Execution]) -> None:
     )
 
 
-def _run_canary(run: Callable[[Program], Execution]) -> Execution:
-    """The program gets addresses that do exist outside, so that a refusal means something."""
+@contextmanager
+def _things_outside() -> Iterator[dict[str, object]]:
+    """What the canaries reach for. All of it exists and belongs to the user that programs run as."""
+    name = f"canary-{secrets.token_hex(4)}"
     with (
+        tempfile.TemporaryDirectory(prefix="sandbox-") as folder,
         socket.create_server(("127.0.0.1", 0)) as server,
-        tempfile.NamedTemporaryFile(prefix="sandbox-canary-") as secret,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+        socket.socket(socket.AF_UNIX) as abstract,
+        socket.socket(socket.AF_UNIX) as in_a_file,
+        subprocess.Popen([*become_nobody(), "sleep", "120"]) as sleeper,
     ):
-        Path(secret.name).chmod(0o644)
-        outside = {
-            "port": server.getsockname()[1],
-            "files": [secret.name, "/etc/shadow", "/etc/passwd", __file__],
-            "folders": ["/home", "/root", str(Path(__file__).parent)],
-        }
-        return run(Program(_CANARY, stdin=json.dumps(outside)))
+        secret, socket_file = Path(folder) / "secret", Path(folder) / "socket"
+        secret.write_text("secret")
+        datagrams.bind(("127.0.0.1", 0))
+        abstract.bind("\0" + name)
+        in_a_file.bind(str(socket_file))
+        for listener in (abstract, in_a_file):
+            listener.listen()
+        for path, mode in ((Path(folder), 0o711), (secret, 0o644), (socket_file, 0o777)):
+            path.chmod(mode)
+            if os.geteuid() == 0:
+                os.chown(path, _NOBODY, _NOBODY)
+        try:
+            yield {
+                "tcp_port": server.getsockname()[1],
+                "udp_port": datagrams.getsockname()[1],
+                "abstract_socket": name,
+                "socket_file": str(socket_file),
+                "secret": str(secret),
+                "files": [str(secret), "/etc/shadow", "/etc/passwd", __file__],
+                "folders": [folder, "/home", "/root", str(Path(__file__).parent)],
+                "process": sleeper.pid,
+                "daemon_name": name,
+            }
+        finally:
+            sleeper.kill()
 
 
-def _explain(execution: Execution) -> str:
-    for switch, forbidding, remedy in _SWITCHES:
-        file = Path("/proc/sys") / switch
-        if file.exists() and file.read_text().strip() == forbidding:
-            return (
-                f"programs cannot be isolated because {switch.replace('/', '.')} is {forbidding}, "
-                f"which forbids user namespaces; an administrator can run: {remedy}"
-            )
+def _is_running(name: object) -> bool:
+    """Whether a process of that name (at most 15 letters) is alive on this machine."""
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            if comm.read_text().strip() == str(name)[:15]:
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _explain(execution: Execution, isolation: str) -> str:
     said = execution.stderr.decode(errors="replace").strip()[-500:]
     return (
-        f"programs cannot be isolated: a test program in bubblewrap ended with {execution.verdict} ({said}); "
-        "in a container, allow user namespaces and mounts, e.g. docker run --security-opt seccomp=unconfined"
+        f"programs cannot be isolated: a test program in {isolation} ended with {execution.verdict} ({said}); "
+        "in a container, allow user namespaces and mounts, e.g. docker run --security-opt seccomp=unconfined "
+        "--security-opt systempaths=unconfined, or try sandbox.isolation=landlock; `cispo sandbox check` shows more"
     )

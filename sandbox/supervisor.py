@@ -155,9 +155,9 @@ class _Watch:
         """Compare the whole tree's use with the limits."""
         usage = look_at_tree(self._started.root_pid)
         limits = self._limits
-        memory = usage.memory_bytes + self._temporary_bytes()
+        memory = usage.memory_bytes + self._started.temporary_bytes(limits.memory_bytes)
         if memory > limits.memory_bytes:
-            memory = proportional_memory(usage.pids) + self._temporary_bytes()
+            memory = proportional_memory(usage.pids) + self._started.temporary_bytes(limits.memory_bytes)
         self._peak_bytes = max(self._peak_bytes, memory)
         self._peak_cpu_s = max(self._peak_cpu_s, usage.cpu_s)
         if memory > limits.memory_bytes:
@@ -166,20 +166,6 @@ class _Watch:
             self._stop(Verdict.TLE)
         elif usage.num_tasks > limits.num_processes:
             self._stop(Verdict.RE)
-
-    def _temporary_bytes(self) -> int:
-        """What lies in the private temporary file system; it is memory, too."""
-        if self._started.private_tmp is None:
-            return 0
-        try:
-            usage = os.statvfs(self._started.private_tmp)
-        except (FileNotFoundError, ProcessLookupError):
-            return 0  # the run has just ended
-        except PermissionError:
-            if self._started.has_ended:  # the kernel refuses the link of a process that is reaped during the look-up
-                return 0
-            raise
-        return (usage.f_blocks - usage.f_bfree) * usage.f_frsize
 
     def _stop(self, why: Verdict) -> None:
         if self._stopped is None and not self._over:
