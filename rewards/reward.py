@@ -25,6 +25,7 @@ from rewards.custom import CustomReward
 from rewards.daemon_threads import DaemonThreads
 from rewards.length import SoftOverlongConfig, overlong_penalty
 from rewards.math_answer import MathAnswerConfig
+from rewards.repository_tests import RepositoryTestsConfig
 
 CUSTOM = "custom"
 """As the verifier of a task: the custom reward's own "answer" part decides whether it is solved."""
@@ -61,13 +62,14 @@ class RewardsConfig:
     """What a trajectory is paid for, and by whom it is judged.
 
     Attributes:
-        verifiers: verifier of each task by name: "math", "code" or "custom".
+        verifiers: verifier of each task by name: "math", "code", "repository" or "custom".
         default_verifier: verifier of a task that `verifiers` does not name.
         weights: weight of each part in the sum; a custom part that is not named here weighs 1. An omitted built-in
             part weighs 0: it is logged and not learnt from.
         soft_overlong: the length part; without a limit there is none.
         math: the math verifier.
         code: the code verifier.
+        repository: the verifier of patches.
         custom: "path/to/file.py:function", or "" for none.
         retries: how often a trajectory is scored again after a system error before it is masked.
         num_threads: trajectories scored at once; threads wait, the work is done in other processes.
@@ -79,6 +81,7 @@ class RewardsConfig:
     soft_overlong: SoftOverlongConfig = field(default_factory=SoftOverlongConfig)
     math: MathAnswerConfig = field(default_factory=MathAnswerConfig)
     code: CodeTestsConfig = field(default_factory=CodeTestsConfig)
+    repository: RepositoryTestsConfig = field(default_factory=RepositoryTestsConfig)
     custom: str = ""
     retries: int = 2
     num_threads: int = 4
