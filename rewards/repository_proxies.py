@@ -137,22 +137,24 @@ class Session:
             if value not in self._functions:
                 self._functions.append(value)
             return {"function": self._functions.index(value), "name": getattr(value, "__name__", "test_function")}
-        self.give_up(f"a test may give the project plain data, functions and its own objects, not a {kind.__name__}")
+        return self.give_up(
+            f"a test may give plain data, functions and objects of the project, not a {kind.__name__}"
+        )
 
     def _refer_to_class(self, kind: type) -> dict[str, Any]:
         for number, known in self._error_classes.items():
             if known is kind:
                 return {"object": number}
-        if getattr(builtins, kind.__name__, None) is kind:
+        if vars(builtins).get(kind.__name__) is kind:
             return {"builtin": kind.__name__}
-        self.give_up(f"a test may not give the project its own class {kind.__name__}")
+        return self.give_up(f"a test may not give the project its own class {kind.__name__}")
 
     def _describe_error(self, error: BaseException) -> dict[str, Any]:
         """For the program to raise: its own exception, a builtin one, or (of a class of the test's) a RuntimeError."""
         if hasattr(error, "remote_number"):
             return {"object": error.remote_number}
         kind = type(error)
-        is_known = kind in self._error_classes.values() or getattr(builtins, kind.__name__, None) is kind
+        is_known = kind in self._error_classes.values() or vars(builtins).get(kind.__name__) is kind
         args = [arg for arg in error.args if arg is None or type(arg) in (bool, int, float, str)]
         return {
             "error": self._refer_to_class(kind) if is_known else {"builtin": "RuntimeError"},
@@ -191,8 +193,7 @@ class Session:
         text, number = str(description["text"]), int(description["error"])
         if kind.__module__ == "builtins":
             return kind(*args) if kind not in (UnicodeDecodeError, UnicodeEncodeError) else ValueError(text)
-        error = _raised_class(kind, self, number, text)(*args)
-        return error
+        return _raised_class(kind, self, number, text)(*args)
 
 
 def _raised_class(kind: type[BaseException], session: Session, number: int, text: str) -> type[BaseException]:
@@ -239,6 +240,7 @@ class RemoteObject:
         _own(self, "_session").request("del", self, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it over there."""
         return _own(self, "_session").request("call", self, list(args), kwargs)
 
     def __enter__(self) -> Any:
@@ -282,7 +284,8 @@ def _ask(name: str, *operands: Any) -> Any:
 
 def _refuse(value: RemoteObject, what: str) -> NoReturn:
     kind = _own(value, "_kind")
-    _own(value, "_session").give_up(
+    session: Session = _own(value, "_session")
+    session.give_up(
         f"the project gave an object of class {kind} where the test uses {what}, which decides nothing unless it "
         "works on plain data; compare plain data, or call the method by its name"
     )

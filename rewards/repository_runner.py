@@ -18,6 +18,7 @@ Standard input is a JSON object: {"nonce", "tests": {path: text}, "names": [...]
 from __future__ import annotations
 
 import _ctypes
+import contextlib
 import importlib.abc
 import importlib.machinery
 import json
@@ -26,7 +27,7 @@ import signal
 import sys
 import unittest
 from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -100,7 +101,7 @@ def _set_dumpable(is_dumpable: int) -> None:
 
 def _enter_project() -> None:
     """Work in the project's folder, and import nothing more from here, where the project may write."""
-    sys.path[:] = [folder for folder in sys.path if folder != os.getcwd()]
+    sys.path[:] = [folder for folder in sys.path if folder != str(Path.cwd())]
     os.chdir(PROJECT)
     # The project may have a module of the same name.
     for name in [name for name in sys.modules if name.partition(".")[0] == "rewards"]:
@@ -168,28 +169,28 @@ class _Result(unittest.TestResult):
         super().__init__()
         self.outcome: tuple[str, str] | None = None
 
-    def addSuccess(self, test: unittest.TestCase) -> None:  # noqa: N802
+    def addSuccess(self, test: unittest.TestCase) -> None:
         self.outcome = self.outcome or ("passed", "")
 
-    def addFailure(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
+    def addFailure(self, test: unittest.TestCase, err: Any) -> None:
         self._bad("failed", str(err[1]))
 
-    def addError(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
+    def addError(self, test: unittest.TestCase, err: Any) -> None:
         self._bad("raised", f"{type(err[1]).__name__}: {err[1]}")
 
-    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:  # noqa: N802
+    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
         if err is not None:
             self._bad(
                 "failed" if isinstance(err[1], AssertionError) else "raised", f"{type(err[1]).__name__}: {err[1]}"
             )
 
-    def addSkip(self, test: unittest.TestCase, reason: str) -> None:  # noqa: N802
+    def addSkip(self, test: unittest.TestCase, reason: str) -> None:
         self._bad("raised", f"skipped: {reason}")
 
-    def addExpectedFailure(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
+    def addExpectedFailure(self, test: unittest.TestCase, err: Any) -> None:
         self._bad("raised", "an expected failure")
 
-    def addUnexpectedSuccess(self, test: unittest.TestCase) -> None:  # noqa: N802
+    def addUnexpectedSuccess(self, test: unittest.TestCase) -> None:
         self._bad("raised", "an unexpected success")
 
     def _bad(self, kind: str, message: str) -> None:
@@ -261,10 +262,8 @@ def _main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the project may send signals, and this one would raise here
     report = os.dup(1)
     wire: Wire | None = None
-    try:
+    with contextlib.suppress(OSError):
         wire = start_program()
-    except OSError:
-        pass
     job = json.loads(sys.stdin.buffer.read())
     nowhere = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
@@ -278,7 +277,7 @@ def _main() -> None:
         os._exit(0)
     _enter_project()
     session = Session(wire)
-    session.request("path", [os.path.normpath(os.path.join(os.getcwd(), root)) for root in job["roots"]])  # noqa: PTH118
+    session.request("path", [str(Path.cwd() / root) for root in job["roots"]])
     sys.meta_path.insert(0, TestModules(session, job["tests"], job["modules"]))
     TestRun(session, tell).run(job["names"], stop_early=job["stop_early"])
     tell("end")

@@ -101,18 +101,19 @@ class Server:
         return encode(value, self._refer)
 
     def _refer(self, value: Any) -> dict[str, Any]:
-        for number, function in self._test_functions.items():
-            if function is value:
+        for number, known in self._test_functions.items():
+            if known is value:
                 return {"function": number}
         if isinstance(value, type) and issubclass(value, BaseException):
             return self._describe_class(value)
-        if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+        if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
             return {"builtin": value.__name__}
-        return {"object": self._number(value), "class": type(value).__name__, "is_class": isinstance(value, type)}
+        kind: type = type(value)
+        return {"object": self._number(value), "class": kind.__name__, "is_class": isinstance(value, type)}
 
     def _describe_class(self, kind: type[BaseException]) -> dict[str, Any]:
         """Of an exception class the other side needs to know what it inherits from."""
-        if getattr(builtins, kind.__name__, None) is kind:
+        if vars(builtins).get(kind.__name__) is kind:
             return {"builtin": kind.__name__}
         bases = [self._describe_class(base) for base in kind.__bases__ if issubclass(base, BaseException)]
         return {"exception": self._number(kind), "name": kind.__name__, "bases": bases}
