@@ -37,8 +37,8 @@ def encode(value: Any, refer: Refer) -> Any:
         return {kind.__name__: [encode(item, refer) for item in value]}
     if kind is dict:
         return {"dict": [[encode(key, refer), encode(item, refer)] for key, item in value.items()]}
-    if kind is bytes:
-        return {"bytes": value.hex()}
+    if kind is bytes or kind is bytearray:
+        return {kind.__name__: value.hex()}
     to_text = _TO_TEXT.get(f"{kind.__module__}.{kind.__qualname__}")
     return {kind.__name__: to_text(value)} if to_text else refer(value)
 
@@ -109,6 +109,7 @@ def _fraction(text: str) -> Any:
 _FROM_TEXT: dict[str, Callable[[Any], Any]] = {
     "int": lambda text: int(text, 16),
     "bytes": bytes.fromhex,
+    "bytearray": bytearray.fromhex,
     "date": _date,
     "datetime": _datetime,
     "time": _time,

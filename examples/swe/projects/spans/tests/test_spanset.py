@@ -108,5 +108,8 @@ class AlgebraTest(unittest.TestCase):
         self.assertEqual(self.left.grow(1).pairs(), [(-1, 11), (19, 31)])
         self.assertEqual(self.left.grow(0, 12).pairs(), [(0, 42)])
 
+    def test_grow_one_end(self):
+        self.assertEqual(self.left.grow(3, 0).pairs(), [(-3, 10), (17, 30)])
+
     def test_shrink(self):
         self.assertEqual(SpanSet([(0, 10), (12, 14)]).grow(-2).pairs(), [(2, 8)])
