@@ -137,9 +137,7 @@ class Session:
             if value not in self._functions:
                 self._functions.append(value)
             return {"function": self._functions.index(value), "name": getattr(value, "__name__", "test_function")}
-        return self.give_up(
-            f"a test may give plain data, functions and objects of the project, not a {kind.__name__}"
-        )
+        return self.give_up(f"a test may give plain data, functions and objects of the project, not a {kind.__name__}")
 
     def _refer_to_class(self, kind: type) -> dict[str, Any]:
         for number, known in self._error_classes.items():

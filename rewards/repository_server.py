@@ -32,6 +32,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "enter": lambda value: type(value).__enter__(value),
     "exit": lambda value, error: type(value).__exit__(value, type(error) if error else None, error, None),
 }  # fmt: skip
+_BUILTIN_CLASSES = {kind for kind in vars(builtins).values() if isinstance(kind, type)}
 
 
 class Server:
@@ -106,14 +107,13 @@ class Server:
                 return {"function": number}
         if isinstance(value, type) and issubclass(value, BaseException):
             return self._describe_class(value)
-        if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
+        if isinstance(value, type) and value in _BUILTIN_CLASSES:
             return {"builtin": value.__name__}
-        kind: type = type(value)
-        return {"object": self._number(value), "class": kind.__name__, "is_class": isinstance(value, type)}
+        return {"object": self._number(value), "class": type(value).__name__, "is_class": isinstance(value, type)}
 
     def _describe_class(self, kind: type[BaseException]) -> dict[str, Any]:
         """Of an exception class the other side needs to know what it inherits from."""
-        if vars(builtins).get(kind.__name__) is kind:
+        if kind in _BUILTIN_CLASSES:
             return {"builtin": kind.__name__}
         bases = [self._describe_class(base) for base in kind.__bases__ if issubclass(base, BaseException)]
         return {"exception": self._number(kind), "name": kind.__name__, "bases": bases}

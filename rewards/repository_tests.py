@@ -39,7 +39,7 @@ _HERE = Path(__file__).parent
 _RUNNER = (_HERE / "repository_runner.py").read_text()
 _PARTS = {
     f"rewards/{name}.py": (_HERE / f"{name}.py").read_bytes()
-    for name in ("repository_wire", "repository_server", "repository_proxies")
+    for name in ("repository_wire", "repository_server", "repository_proxies", "repository_suite")
 }
 _LIMITS = ("cpu_seconds", "wall_seconds", "memory_bytes")
 _NOTE_CHARACTERS = 160

@@ -52,7 +52,9 @@ class Plan:
         """The earliest start of each task if there are workers enough."""
         starts: dict[str, int] = {}
         for name in self.order():
-            starts[name] = max((starts[other] + self._durations[other] for other in self._graph.before(name)), default=0)
+            starts[name] = max(
+                (starts[other] + self._durations[other] for other in self._graph.before(name)), default=0
+            )
         return starts
 
     def latest(self) -> dict[str, int]:

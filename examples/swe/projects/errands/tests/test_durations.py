@@ -25,8 +25,10 @@ class ParseTest(unittest.TestCase):
 
 class ShowTest(unittest.TestCase):
     def test_show(self):
-        self.assertEqual([show_duration(minutes) for minutes in (0, 5, 60, 90, 1440, 1563)],
-                         ["0m", "5m", "1h", "1h 30m", "1d", "1d 2h 3m"])
+        self.assertEqual(
+            [show_duration(minutes) for minutes in (0, 5, 60, 90, 1440, 1563)],
+            ["0m", "5m", "1h", "1h 30m", "1d", "1d 2h 3m"],
+        )
 
     def test_units_in_between_are_left_out(self):
         self.assertEqual(show_duration(1445), "1d 5m")

@@ -56,14 +56,10 @@ class BuildingTest(unittest.TestCase):
 
 class TimesTest(unittest.TestCase):
     def test_earliest(self):
-        self.assertEqual(
-            dinner().earliest(), {"shop": 0, "tidy": 0, "cook": 30, "bake": 30, "lay": 20, "eat": 90}
-        )
+        self.assertEqual(dinner().earliest(), {"shop": 0, "tidy": 0, "cook": 30, "bake": 30, "lay": 20, "eat": 90})
 
     def test_latest(self):
-        self.assertEqual(
-            dinner().latest(), {"shop": 0, "tidy": 60, "cook": 45, "bake": 30, "lay": 80, "eat": 90}
-        )
+        self.assertEqual(dinner().latest(), {"shop": 0, "tidy": 60, "cook": 45, "bake": 30, "lay": 80, "eat": 90})
 
     def test_latest_of_what_nothing_waits_for(self):
         plan = dinner()
@@ -123,8 +119,10 @@ class ScheduleTest(unittest.TestCase):
 
     def test_busy_at(self):
         schedule = dinner().schedule(2)
-        self.assertEqual([schedule.busy_at(time) for time in (0, 20, 30, 86, 129, 130)],
-                         [["shop", "tidy"], ["shop"], ["cook", "bake"], ["bake"], ["eat"], []])
+        self.assertEqual(
+            [schedule.busy_at(time) for time in (0, 20, 30, 86, 129, 130)],
+            [["shop", "tidy"], ["shop"], ["cook", "bake"], ["bake"], ["eat"], []],
+        )
 
     def test_no_workers(self):
         with self.assertRaises(ValueError):

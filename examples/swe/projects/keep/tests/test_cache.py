@@ -97,9 +97,7 @@ class TimeTest(unittest.TestCase):
     def setUp(self):
         self.now = 100.0
         self.gone = []
-        self.cache = Cache(
-            capacity=3, ttl=10, clock=lambda: self.now, on_evict=lambda *entry: self.gone.append(entry)
-        )
+        self.cache = Cache(capacity=3, ttl=10, clock=lambda: self.now, on_evict=lambda *entry: self.gone.append(entry))
 
     def test_entries_expire(self):
         self.cache.put("a", 1)

@@ -8,8 +8,17 @@ class KeyTest(unittest.TestCase):
         self.assertEqual(make_key([1], {"a": 2, "b": 3}), make_key([1], {"b": 3, "a": 2}))
 
     def test_different_calls(self):
-        calls = [([1, 2], {}), ([2, 1], {}), ([[1, 2]], {}), ([(1, 2)], {}), ([{1, 2}], {}), ([{1: 2}], {}),
-                 ([1], {"a": 2}), ([], {"a": 1}), ([], {})]
+        calls = [
+            ([1, 2], {}),
+            ([2, 1], {}),
+            ([[1, 2]], {}),
+            ([(1, 2)], {}),
+            ([{1, 2}], {}),
+            ([{1: 2}], {}),
+            ([1], {"a": 2}),
+            ([], {"a": 1}),
+            ([], {}),
+        ]
         self.assertEqual(len({make_key(*call) for call in calls}), len(calls))
 
     def test_types(self):

@@ -5,8 +5,10 @@ from sums import SumError, evaluate, names
 
 class NumbersTest(unittest.TestCase):
     def test_literals(self):
-        self.assertEqual([evaluate(text) for text in ("7", "007", "1.5", ".5", "2.", "1e3", "25E-1")],
-                         [7, 7, 1.5, 0.5, 2.0, 1000.0, 2.5])
+        self.assertEqual(
+            [evaluate(text) for text in ("7", "007", "1.5", ".5", "2.", "1e3", "25E-1")],
+            [7, 7, 1.5, 0.5, 2.0, 1000.0, 2.5],
+        )
 
     def test_whole_numbers_stay_whole(self):
         self.assertIsInstance(evaluate("7"), int)

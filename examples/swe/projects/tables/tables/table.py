@@ -83,9 +83,7 @@ class Table:
         cells = [[shorten(cell, max_width) for cell in row] for row in [self._head, *self._rows]]
         widths = [max(width(row[index]) for row in cells) for index in range(len(self._head))]
         sides = ["right" if self.is_numeric(name) else "left" for name in self._head]
-        lines = [
-            " | ".join(align(*parts) for parts in zip(row, widths, sides, strict=True)).rstrip() for row in cells
-        ]
+        lines = [" | ".join(align(*parts) for parts in zip(row, widths, sides, strict=True)).rstrip() for row in cells]
         rule = "-+-".join("-" * places for places in widths)
         return "\n".join([lines[0], rule, *lines[1:]])
 

@@ -57,7 +57,18 @@ class AskingTest(unittest.TestCase):
     def test_numeric(self):
         self.assertIs(self.table.is_numeric("price"), True)
         self.assertIs(self.table.is_numeric("name"), False)
-        self.assertIs(Table(["a"], [["", ], [" "]]).is_numeric("a"), False)
+        self.assertIs(
+            Table(
+                ["a"],
+                [
+                    [
+                        "",
+                    ],
+                    [" "],
+                ],
+            ).is_numeric("a"),
+            False,
+        )
         cells = ["1.", ".5", "1.2.3", "--1", "1e3", "x"]
         self.assertEqual([Table(["a"], [[cell]]).is_numeric("a") for cell in cells], [False] * 6)
 
