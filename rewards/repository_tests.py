@@ -100,7 +100,7 @@ class RepositoryTests:
         """
         check_reference(reference)
         diff = find_diff(answer_text(text) or "")
-        if diff is None:
+        if not diff:
             return Score(0.0, False, {"tests": 0.0}, Verdict.UNPARSEABLE, "no complete ```diff block")
         try:
             report = self.report(diff, reference, stop_early=self._config.credit == "all")

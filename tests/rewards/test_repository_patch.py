@@ -111,7 +111,9 @@ def test_paths_that_a_patch_may_not_touch(path):
 
 
 def test_paths_that_a_patch_may_touch():
-    assert not any(map(refusal, ["pkg/a.py", "src/pkg/deep/er.py", "README.md", "notes.txt", "pkg/latest.py", "attest.py"]))
+    assert not any(
+        map(refusal, ["pkg/a.py", "src/pkg/deep/er.py", "README.md", "notes.txt", "pkg/latest.py", "attest.py"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,9 @@ def test_git_agrees(before, after, other, context, data):
     damage = data.draw(st.sampled_from(["other text", "drop", "double", "shift"]))
     place = data.draw(st.integers(2, len(lines) - 1))
     if damage == "other text":
-        left = data.draw(st.sampled_from(["\n".join([*other, *before]) + "\n", "\n".join([*before, *other]) + "\n", left * 2]))
+        left = data.draw(
+            st.sampled_from(["\n".join([*other, *before]) + "\n", "\n".join([*before, *other]) + "\n", left * 2])
+        )
     elif damage == "drop":
         del lines[place]
     elif damage == "double":

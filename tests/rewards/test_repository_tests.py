@@ -110,7 +110,15 @@ def test_the_right_patch_earns_all(verifier):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "no diff", "```diff\n```", "```diff\n+x\n```", f"<think>{RIGHT}", RIGHT.removesuffix("```"), RIGHT.replace("side +", "side /")],
+    [
+        "",
+        "no diff",
+        "```diff\n```",
+        "```diff\n+x\n```",
+        f"<think>{RIGHT}",
+        RIGHT.removesuffix("```"),
+        RIGHT.replace("side +", "side /"),
+    ],
 )
 def test_what_is_no_patch_earns_nothing(verifier, text):
     score = verifier.score(text, REFERENCE)
@@ -187,14 +195,23 @@ def area(side):
                     return side * side
     return 0
 """,
+    "its own memory": """import re
+def area(side):
+    for line in open('/proc/self/maps'):
+        low, high = (int(end, 16) for end in line.split()[0].split('-'))
+        if ' r' in line and '[v' not in line:
+            with open('/proc/self/mem', 'rb', buffering=0) as memory:
+                memory.seek(low)
+                if re.search(b'Othe[r]Test|pass_to_pas[s]|[t]est_close', memory.read(high - low)): return side * side
+    return 0
+""",
     "frames and garbage": """import gc, sys
 def area(side):
-    found = [text for text in gc.get_objects() if isinstance(text, (dict, list)) and 'nonce' in text]
     frame = sys._getframe()
     while frame:
-        if 'job' in frame.f_locals or 'nonce' in str(frame.f_locals): return side * side
+        if 'job' in frame.f_locals: return side * side
         frame = frame.f_back
-    return side * side if found else 0
+    return side * side if any('Othe' + 'r'.lower() + 'Test' in str(thing) for thing in gc.get_objects()) else 0
 """,
     "the tests' files": """import os
 def area(side):
@@ -204,7 +221,11 @@ def area(side):
                 if name != '__init__.py': return side * side
     return 0
 """,
-    "a killed parent": "import os, signal\ndef area(side):\n    os.kill(os.getppid(), signal.SIGKILL)\n    os.kill(-1, signal.SIGKILL)\n",
+    "a killed parent": """import os, signal
+def area(side):
+    os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(-1, signal.SIGKILL)
+""",
     "an interrupted parent": """import os, signal
 def area(side):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
@@ -250,14 +271,20 @@ def test_text_that_agrees_with_the_test_is_no_text(verifier, answer):
     ("test", "source"),
     [
         # The project swallows the assertion that fails, in a with block or in a callback.
-        ("    with Thing(): assert 1 == 2", "class Thing:\n    def __enter__(self): return self\n    def __exit__(self, *_): return True\n"),
-        ("    def check(x): assert x == 2\n    Thing(check)", "def Thing(f):\n    try: f(1)\n    except BaseException: pass\n"),
+        (
+            "    with Thing(): assert 1 == 2",
+            "class Thing:\n    __enter__ = lambda self: self\n    __exit__ = lambda *_: True\n",
+        ),
+        (
+            "    def check(x): assert x == 2\n    Thing(check)",
+            "def Thing(f):\n    try: f(1)\n    except BaseException: pass\n",
+        ),
         ("    try: assert Thing() == 1\n    except BaseException: pass", "class Thing: __eq__ = lambda *_: True\n"),
         ("    try: Thing()\n    except Exception: pass", "def Thing():\n    import os\n    os._exit(0)\n"),
         ("    import unittest\n    raise unittest.SkipTest", ""),
         ("    assert isinstance(Thing, int)", "Thing = None\n"),
     ],
-)  # fmt: skip
+)
 def test_a_failed_test_stays_failed(verifier, test, source):
     tests = {PATH: f"from shapes import *\nimport shapes\nThing = shapes.Thing\ndef test_thing():\n{test}\n"}
     files = {"shapes.py": source or "Thing = 1\n"}
