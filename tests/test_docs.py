@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PACKAGES = ("cispo", "configs", "launch", "model", "rewards", "rollout", "sandbox")
 PAGE_NAMES = (
-    "algorithm", "api", "configs", "kernels", "long_context", "map", "models", "precision", "transformers",
+    "algorithm", "api", "configs", "kernels", "long_context", "map", "models", "precision", "swe", "transformers",
 )  # fmt: skip
 PAGES = [DOCS / f"{name}.md" for name in PAGE_NAMES] + sorted(DOCS.glob("decisions/*.md"))
 

@@ -71,8 +71,13 @@ def test_a_run_reads_the_prompts(tmp_path):
     rows.write_text("".join(json.dumps(bug.row()) + "\n" for bug in BUGS))
     config = compose(
         [
-            "task=files", f"task.files.mine.path={rows}", "+rewards.verifiers.swe=repository",
-            "task.max_prompt_tokens=8000", "engine.max_length=8192", "sampling.max_new_tokens=128",
+            "task=files",
+            f"task.files.mine.path={rows}",
+            "+rewards.verifiers.swe=repository",
+            "sft.steps=0",
+            "task.max_prompt_tokens=8000",
+            "engine.max_length=8192",
+            "sampling.max_new_tokens=128",
         ]  # fmt: skip
     )
     for bug in BUGS:

@@ -15,6 +15,7 @@ from rewards.repository_patch import PatchError, apply_diff, find_diff
 FILES = {"pkg/a.py": b"one\ntwo\nthree\nfour\nfive\nsix\n", "pkg/b.py": b"x = 1", "README.md": b"hello\n"}
 CHANGE = "@@ -1,3 +1,3 @@\n one\n-two\n+TWO\n three\n"
 A = "--- a/pkg/a.py\n+++ b/pkg/a.py\n"
+B = "--- a/pkg/b.py\n+++ b/pkg/b.py\n@@ -1 +1 @@\n"
 CHANGED = b"one\nTWO\nthree\nfour\nfive\nsix\n"
 
 
@@ -32,8 +33,8 @@ def new_file(path, head=""):
         (A + "@@ -2 +2,0 @@\n-two\n", "pkg/a.py", None),  # no context: at the end or nowhere
         (A + "@@ -3,3 +3,3 @@\n one\n-two\n+TWO\n three\n", "pkg/a.py", CHANGED),  # the line number is off
         (A + "@@ -5,2 +5,3 @@\n five\n six\n+seven\n", "pkg/a.py", FILES["pkg/a.py"] + b"seven\n"),
-        ("--- a/pkg/b.py\n+++ b/pkg/b.py\n@@ -1 +1 @@\n-x = 1\n\\ No newline at end of file\n+x = 2\n", "pkg/b.py", b"x = 2\n"),
-        ("--- a/pkg/b.py\n+++ b/pkg/b.py\n@@ -1 +1 @@\n-x = 1\n+x = 2\n", "pkg/b.py", None),  # the end differs
+        (B + "-x = 1\n\\ No newline at end of file\n+x = 2\n", "pkg/b.py", b"x = 2\n"),
+        (B + "-x = 1\n+x = 2\n", "pkg/b.py", None),  # the end differs
         (new_file("pkg/c.py", "new file mode 100644\n"), "pkg/c.py", b"x = 1\n"),
         (new_file("pkg/c.py"), "pkg/c.py", b"x = 1\n"),
         (new_file("pkg/a.py"), "pkg/a.py", None),
@@ -195,10 +196,14 @@ def test_git_agrees(before, after, other, context, data):
     assert ours == gits or ours is None and damage in ("drop", "double")
 
 
+LINES = (
+    "--- a/f.txt\n", "+++ b/f.txt\n", "+++ /dev/null\n", "--- /dev/null\n", "+++ b/g.txt\n", "@@ -1 +1 @@\n",
+    "@@ -0,0 +1 @@\n", "@@ -1,2 +1 @@\n", "-a\n", "+a\n", " a\n", "\n", "\\ No newline at end of file\n", "a",
+    "diff --git a/f.txt b/f.txt\n", "index 1..2\n",
+)  # fmt: skip
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from([
-    "--- a/f.txt\n", "+++ b/f.txt\n", "+++ /dev/null\n", "--- /dev/null\n", "@@ -1 +1 @@\n", "@@ -0,0 +1 @@\n", "@@ -1,2 +1 @@\n",
-    "-a\n", "+a\n", " a\n", "\n", "\\ No newline at end of file\n", "diff --git a/f.txt b/f.txt\n", "index 1..2\n", "a", "+++ b/g.txt\n",
-]), max_size=12))  # fmt: skip
+@given(st.lists(st.sampled_from(LINES), max_size=12))
 def test_any_text_is_applied_or_refused(lines):
     assert by_us(b"a\na\n", "".join(lines)) is None or "@@" in "".join(lines)

@@ -260,6 +260,11 @@ def test_hacks_earn_nothing(verifier, hack):
     assert score.verdict is not Verdict.SYSTEM_ERROR
 
 
+def test_the_search_of_memory_would_find_what_is_there(verifier):
+    hack = HACKS["its own memory"].replace("Othe[r]Test", "Shape[E]rror")
+    assert verifier.score(replacing(hack), REFERENCE).correct
+
+
 @pytest.mark.parametrize("answer", ["= True", "= lambda *_: True"])
 def test_text_that_agrees_with_the_test_is_no_text(verifier, answer):
     source = f"class Any:\n    __contains__ {answer}\n    startswith {answer}\ndef label(side): return Any()\n"
@@ -355,7 +360,7 @@ def test_a_repository_may_be_a_folder_or_an_archive(verifier, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"repository": {}}, {"repository": 5}, {"fail_to_pass": []}, {"fail_to_pass": ["test"]}, {"fail_to_pass": FAIL * 2},
+        {"repository": {}}, {"repository": 5}, {"fail_to_pass": []}, {"fail_to_pass": ["a"]}, {"fail_to_pass": FAIL * 2},
         {"pass_to_pass": FAIL}, {"pass_to_pass": None}, {"tests": {PATH: 5}}, {"tests": {"../x.py": ""}},
         {"limits": {"cpu": 1}}, {"limits": {"cpu_seconds": 0}}, {"roots": ["../x"]}, {"roots": "src"},
     ],
