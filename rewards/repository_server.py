@@ -96,6 +96,8 @@ class Server:
                 return decode(message[1], self._resolve)
             if message[0] == "raise":
                 raise decode(message[1], self._resolve)
+            if message[0] == "end":  # the test is over in the middle of its own function
+                os._exit(0)
             self._reply(message)
 
     def _encode(self, value: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 
 from cispo.errors import ConfigError, DataError
 from cispo.types import Verdict
+from rewards import repository_tests
 from rewards.repository_tests import RepositoryTests, RepositoryTestsConfig, check_reference
 from sandbox import Limits, Sandbox, SandboxPool
 
@@ -338,6 +339,28 @@ def test_a_broken_sandbox_is_no_score():
     assert math.isnan(score.value)
 
 
+def test_without_a_wall_between_the_processes_there_is_no_score(verifier, monkeypatch):
+    runner = repository_tests._RUNNER
+    assert "_set_dumpable(0)" in runner
+    monkeypatch.setattr(repository_tests, "_RUNNER", runner.replace("    _set_dumpable(0)\n", ""))
+    score = verifier.score(RIGHT, REFERENCE)
+    assert score.verdict is Verdict.SYSTEM_ERROR
+    assert "apart" in score.note
+
+
+def test_a_test_that_is_over_inside_its_own_function_leaves_the_others_alone(verifier):
+    tests = """from shapes import each
+class Own: pass
+def test_refused(): each(lambda side: Own(), [1])
+def test_refused_inside(): each(lambda side: each == 1, [1])
+def test_gone(): each(lambda side: each(exit, [1]), [1])
+def test_fine(): assert each(lambda side: each(str, [side]), [1, 2]) == [['1'], ['2']]
+"""
+    names = [f"{PATH}::test_{name}" for name in ("refused", "refused_inside", "gone", "fine")]
+    report = verifier.report("", REFERENCE | {"tests": {PATH: tests}, "fail_to_pass": names, "pass_to_pass": []})
+    assert report.passed == (names[3],), report
+
+
 def test_a_repository_may_be_a_folder_or_an_archive(verifier, tmp_path):
     files = {"repo/shapes/__init__.py": BUGGY, f"repo/{PATH}": TESTS, "repo/.git/config": "secret"}
     with tarfile.open(tmp_path / "repo.tar.gz", "w:gz") as archive:
@@ -362,7 +385,8 @@ def test_a_repository_may_be_a_folder_or_an_archive(verifier, tmp_path):
     [
         {"repository": {}}, {"repository": 5}, {"fail_to_pass": []}, {"fail_to_pass": ["a"]}, {"fail_to_pass": FAIL * 2},
         {"pass_to_pass": FAIL}, {"pass_to_pass": None}, {"tests": {PATH: 5}}, {"tests": {"../x.py": ""}},
-        {"limits": {"cpu": 1}}, {"limits": {"cpu_seconds": 0}}, {"roots": ["../x"]}, {"roots": "src"},
+        {"limits": {"cpu": 1}}, {"limits": {"cpu_seconds": 0}},
+        {"roots": ["../x"]}, {"roots": "src"},
     ],
 )  # fmt: skip
 def test_a_reference_of_another_form_is_a_data_error(verifier, change):
