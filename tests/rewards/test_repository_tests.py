@@ -383,7 +383,8 @@ def test_a_repository_may_be_a_folder_or_an_archive(verifier, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"repository": {}}, {"repository": 5}, {"fail_to_pass": []}, {"fail_to_pass": ["a"]}, {"fail_to_pass": FAIL * 2},
+        {"repository": {}},
+        {"repository": 5}, {"fail_to_pass": []}, {"fail_to_pass": ["a"]}, {"fail_to_pass": 2 * FAIL},
         {"pass_to_pass": FAIL}, {"pass_to_pass": None}, {"tests": {PATH: 5}}, {"tests": {"../x.py": ""}},
         {"limits": {"cpu": 1}}, {"limits": {"cpu_seconds": 0}},
         {"roots": ["../x"]}, {"roots": "src"},
