@@ -266,13 +266,6 @@ def test_the_search_of_memory_would_find_what_is_there(verifier):
     assert verifier.score(replacing(hack), REFERENCE).correct
 
 
-@pytest.mark.parametrize("answer", ["= True", "= lambda *_: True"])
-def test_text_that_agrees_with_the_test_is_no_text(verifier, answer):
-    source = f"class Any:\n    __contains__ {answer}\n    startswith {answer}\ndef label(side): return Any()\n"
-    score = verifier.score(replacing(source, "def label(side):\n    return f'area {side}'\n"), REFERENCE)
-    assert score.value == 0.0
-
-
 @pytest.mark.parametrize(
     ("test", "source"),
     [
@@ -286,6 +279,17 @@ def test_text_that_agrees_with_the_test_is_no_text(verifier, answer):
             "def Thing(f):\n    try: f(1)\n    except BaseException: pass\n",
         ),
         ("    try: assert Thing() == 1\n    except BaseException: pass", "class Thing: __eq__ = lambda *_: True\n"),
+        # The project answers what the test asks of plain data.
+        ("    assert Thing().startswith('a')", "class Thing: startswith = lambda *_: True\n"),
+        ("    assert Thing().isdigit()", "class Thing: isdigit = lambda *_: True\n"),
+        ("    assert 'a' in Thing()", "class Thing: __contains__ = lambda *_: True\n"),
+        ("    assert Thing() < 1", "class Thing: __lt__ = lambda *_: True\n"),
+        ("    assert 1 > Thing()", "class Thing: __lt__ = lambda *_: True\n"),
+        ("    assert Thing() != 1", "class Thing: __ne__ = lambda *_: True\n"),
+        ("    assert not (Thing() - 2)", "class Thing: __sub__ = lambda *_: 0\n"),
+        ("    assert not (2 - Thing())", "class Thing: __rsub__ = lambda *_: 0\n"),
+        ("    assert not (Thing() - Thing())", "class Thing: __sub__ = lambda *_: 0\n"),
+        ("    assert not abs(Thing())", "class Thing: __abs__ = lambda *_: 0\n"),
         ("    try: Thing()\n    except Exception: pass", "def Thing():\n    import os\n    os._exit(0)\n"),
         ("    import unittest\n    raise unittest.SkipTest", ""),
         ("    assert isinstance(Thing, int)", "Thing = None\n"),
