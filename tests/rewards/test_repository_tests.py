@@ -185,6 +185,15 @@ def area(side):
             except OSError: pass
     return 0
 """,
+    "standard input": """import os
+def area(side):
+    for descriptor in range(64):
+        try:
+            os.lseek(descriptor, 0, 0)
+            if b'nonce' in os.read(descriptor, 1 << 20): return side * side
+        except OSError: pass
+    return 0
+""",
     "the parent's memory": """import os
 def area(side):
     for pid in filter(str.isdigit, os.listdir('/proc')):
