@@ -73,12 +73,13 @@ def prompt_limit(config: RunConfig) -> PromptLimit:
 
 def make_reference_check(config: RunConfig) -> ReferenceCheck:
     """What a row's reference must be for the verifier of its task; a custom reward takes any."""
-    from rewards import code_tests, logic, math_answer
+    from rewards import code_tests, logic, math_answer, repository_tests
 
     checks = {
         "math": math_answer.check_reference,
         "code": code_tests.check_reference,
         "logic": logic.check_reference,
+        "repository": repository_tests.check_reference,
     }
 
     def check(task: str, reference: Any) -> None:
@@ -146,9 +147,11 @@ def make_rewards(config: RunConfig, sandboxes: SandboxActors | None = None) -> R
     pools: list[ProgramPool] = []
     if needs_sandbox(config):
         from rewards.code_tests import CodeTests
+        from rewards.repository_tests import RepositoryTests
 
         pools.append(sandboxes.connect() if sandboxes else make_sandbox_pool(config))
         verifiers["code"] = CodeTests(pools[0], config.rewards.code)
+        verifiers["repository"] = RepositoryTests(pools[0], config.rewards.repository)
     rewards = Rewards(dataclasses.replace(config.rewards, verifiers=verifiers_in_use(config)), verifiers, owned=pools)
     rewards.start()  # in the background: a grader that cannot start ends the run at the next score
     return rewards
@@ -170,8 +173,9 @@ def make_sandbox_pool(config: RunConfig) -> ProgramPool:
 
 
 def needs_sandbox(config: RunConfig) -> bool:
-    """True when some task's answers may be programs."""
-    return "code" in {config.rewards.default_verifier, *verifiers_in_use(config).values()}
+    """True when some task's answers may be programs or patches."""
+    names = {config.rewards.default_verifier, *verifiers_in_use(config).values()}
+    return not names.isdisjoint(("code", "repository"))
 
 
 def make_sampling(config: RunConfig, tokenizer: Tokenizer) -> Sampling:

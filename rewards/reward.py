@@ -27,6 +27,7 @@ from rewards.length import SoftOverlongConfig, overlong_penalty
 from rewards.logic import LogicAnswerConfig
 from rewards.logic_scorers import SCORERS
 from rewards.math_answer import MathAnswerConfig
+from rewards.repository_tests import RepositoryTestsConfig
 
 CUSTOM = "custom"
 """As the verifier of a task: the custom reward's own "answer" part decides whether it is solved."""
@@ -63,7 +64,7 @@ class RewardsConfig:
     """What a trajectory is paid for, and by whom it is judged.
 
     Attributes:
-        verifiers: verifier of each task by name: "math", "code", "logic" or "custom".
+        verifiers: verifier of each task by name: "math", "code", "logic", "repository" or "custom".
         default_verifier: verifier of a task that `verifiers` does not name, but for those that only "logic" knows.
         weights: weight of each part in the sum; a custom part that is not named here weighs 1. An omitted built-in
             part weighs 0: it is logged and not learnt from.
@@ -71,6 +72,7 @@ class RewardsConfig:
         math: the math verifier.
         code: the code verifier.
         logic: the verifier of procedural tasks.
+        repository: the verifier of patches.
         custom: "path/to/file.py:function", or "" for none.
         retries: how often a trajectory is scored again after a system error before it is masked.
         num_threads: trajectories scored at once; threads wait, the work is done in other processes.
@@ -83,6 +85,7 @@ class RewardsConfig:
     math: MathAnswerConfig = field(default_factory=MathAnswerConfig)
     code: CodeTestsConfig = field(default_factory=CodeTestsConfig)
     logic: LogicAnswerConfig = field(default_factory=LogicAnswerConfig)
+    repository: RepositoryTestsConfig = field(default_factory=RepositoryTestsConfig)
     custom: str = ""
     retries: int = 2
     num_threads: int = 4

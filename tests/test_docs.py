@@ -25,7 +25,7 @@ DOCS = ROOT / "docs"
 PACKAGES = ("cispo", "configs", "launch", "model", "rewards", "rollout", "sandbox")
 PAGE_NAMES = (
     "algorithm", "api", "configs", "kernels", "logic", "long_context", "map", "models", "precision", "sandbox",
-    "sandbox_service", "transformers",
+    "sandbox_service", "swe", "transformers",
 )  # fmt: skip
 PAGES = [DOCS / f"{name}.md" for name in PAGE_NAMES] + sorted(DOCS.glob("decisions/*.md"))
 
