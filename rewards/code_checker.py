@@ -46,7 +46,9 @@ class Checker:
         def judge(execution: Execution) -> Outcome:
             failed = failure(execution)
             if failed:
-                return Outcome(Verdict.SYSTEM_ERROR, short(f"the task's checker failed: {failed.note or failed.verdict}"))
+                return Outcome(
+                    Verdict.SYSTEM_ERROR, short(f"the task's checker failed: {failed.note or failed.verdict}")
+                )
             if execution.stdout == f"{nonce} yes\n".encode():
                 return Outcome(Verdict.CORRECT)
             if execution.stdout == f"{nonce} no\n".encode():

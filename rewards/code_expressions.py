@@ -39,7 +39,7 @@ MODULES: Mapping[str, Mapping[str, Any]] = {
         for name in ("isclose", "isnan", "isinf", "sqrt", "pi", "e", "inf", "nan", "floor", "ceil", "fabs", "gcd")
     }
 }
-_METHODS = {
+_METHODS: Mapping[type, tuple[str, ...]] = {
     str: ("lower", "upper", "strip", "lstrip", "rstrip", "split", "startswith", "endswith", "join", "count", "index"),
     dict: ("keys", "values", "items", "get"),
     list: ("count", "index"),
@@ -145,9 +145,9 @@ def _check_size(kind: ast.operator, left: Any, right: Any) -> None:
         if num_bits > _MAX_BITS:
             raise Unknown(f"a number of {num_bits} bits")
     for sized, times in ((left, right), (right, left)):
-        if isinstance(kind, ast.Mult) and isinstance(times, int) and hasattr(sized, "__len__"):
-            if len(sized) * times > _MAX_ITEMS:
-                raise Unknown(f"{times} repetitions of {len(sized)} items")
+        is_repetition = isinstance(kind, ast.Mult) and isinstance(times, int) and hasattr(sized, "__len__")
+        if is_repetition and len(sized) * times > _MAX_ITEMS:
+            raise Unknown(f"{times} repetitions of {len(sized)} items")
 
 
 def _subscript(node: ast.Subscript, names: Mapping[str, Any]) -> Any:

@@ -67,9 +67,7 @@ def _code_contests(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _live_code_bench(row: Mapping[str, Any]) -> dict[str, Any]:
-    tests = [
-        test for key in ("public_test_cases", "private_test_cases") for test in _parsed(row.get(key) or [], key)
-    ]
+    tests = [test for key in ("public_test_cases", "private_test_cases") for test in _parsed(row.get(key) or [], key)]
     if not all(isinstance(test, Mapping) and {"input", "output"} <= set(test) for test in tests):
         raise DataError("objects with input and output as its test cases")
     if not any(test.get("testtype") == "functional" for test in tests):

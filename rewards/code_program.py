@@ -67,5 +67,5 @@ def find_solution(text: str, languages: Sequence[str]) -> Solution:
 
 
 def tricks(source: str) -> tuple[str, ...]:
-    """Names of the tricks that `source` may be up to. To be counted, never paid: honest programs do such things, too."""
+    """Names of the tricks that `source` may be up to; to be counted, never paid: honest programs do such things too."""
     return tuple(name for name, pattern in _TRICK.items() if pattern.search(source))

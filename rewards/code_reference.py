@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,13 +95,10 @@ def _plan(reference: Any) -> TestPlan:
     if "suite" in reference:
         return _suite_plan(reference, plan)
     tests = _tests(reference, is_called)
-    if "class" in reference:
-        cases = [_operations_case(reference, test) for test in tests]
-    elif "entry" in reference:
-        cases = [_call_case(reference, test) for test in tests]
-    else:
-        cases = [_output_case(reference, test) for test in tests]
-    return replace(plan, cases=tuple(cases))
+    make_case: Callable[[Mapping[str, Any], Mapping[str, Any]], Case] = (
+        _operations_case if "class" in reference else _call_case if "entry" in reference else _output_case
+    )
+    return replace(plan, cases=tuple(make_case(reference, test) for test in tests))
 
 
 def _check_keys(record: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -190,9 +187,7 @@ def _operations_case(reference: Mapping[str, Any], test: Mapping[str, Any]) -> C
 
 
 def _is_operation(operation: Any) -> bool:
-    return (
-        _is_list(operation) and len(operation) == 2 and isinstance(operation[0], str) and _is_list(operation[1])
-    )
+    return _is_list(operation) and len(operation) == 2 and isinstance(operation[0], str) and _is_list(operation[1])
 
 
 def _compared(reference: Mapping[str, Any], test: Mapping[str, Any], case: CallCase) -> CallCase:
@@ -235,7 +230,7 @@ def _value(reference: Mapping[str, Any], value: Any) -> Any:
     """The value itself or, with values "python", what its text means: so tuples, sets and the like can be written."""
     kind = reference.get("values") or "json"
     if kind not in ("json", "python"):
-        raise _Fault("its 'values' to be \"json\" or \"python\"")
+        raise _Fault('its \'values\' to be "json" or "python"')
     if kind == "json" or not isinstance(value, str):
         return value
     try:

@@ -88,7 +88,9 @@ class Replay:
             ended = self._make_calls(report.calls, table, setting, run, stop_early=stop_early)
             if ended:
                 return [ended]
-        return [Outcome(Verdict.SYSTEM_ERROR, f"the task's suite asks for over {MAX_ROUNDS} rounds or {MAX_CALLS} calls")]
+        return [
+            Outcome(Verdict.SYSTEM_ERROR, f"the task's suite asks for over {MAX_ROUNDS} rounds or {MAX_CALLS} calls")
+        ]
 
     def _outcomes(self, statements: Mapping[int, Outcome]) -> list[Outcome | None]:
         """Those of statements with asserts, and of others that failed: what the suite needs to go on."""
@@ -165,7 +167,9 @@ def _read_report(execution: Execution, nonce: str) -> _Report:
     if failed:
         return _Report(fault=failed.note or str(failed.verdict))
     lines = [line.split(" ", 2) for line in execution.stdout.decode("ascii", errors="replace").splitlines()]
-    told = [(what, (rest or [""])[0]) for sign, what, *rest in (line for line in lines if len(line) > 1) if sign == nonce]
+    told = [
+        (what, (rest or [""])[0]) for sign, what, *rest in (line for line in lines if len(line) > 1) if sign == nonce
+    ]
     refused = [decode(text) for what, text in told if what == "refused"]
     if refused:
         return _Report(fault=short(f"a call cannot be made apart from it: {refused[0]}"))

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cispo.types import Verdict
 from rewards.code_calls import MAX_DECODED, Answer, Call, Setting, call_job, call_of
 from rewards.code_cases import CaseLimits
 from rewards.code_encoding import Refused, decode, encode
-from rewards.code_expressions import MODULES, CallFailed, Unknown, evaluate, unknown_part
+from rewards.code_expressions import MODULES, CallFailed, evaluate, unknown_part
 from rewards.code_jobs import Job, Outcome, short
 from sandbox import Limits
 
@@ -159,7 +159,7 @@ class _Translator:
 
     def import_names(self, node: ast.Import | ast.ImportFrom) -> None:
         """Modules whose functions are known; of typing nothing can come that a condition uses."""
-        module = node.module if isinstance(node, ast.ImportFrom) else ""
+        module = (node.module or ".") if isinstance(node, ast.ImportFrom) else ""
         for alias in node.names:
             if module in MODULES and alias.name in MODULES[module]:
                 self.names[alias.asname or alias.name] = MODULES[module][alias.name]

@@ -28,13 +28,15 @@ def suite_fault(suite: str, setup: str, name: str) -> str:
         return f"it does not compile ({error})"
     if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
         return "it has no assert"
-    faults = [*_structure_faults(tree, name), *_import_faults(tree), *_import_faults(before)]
+    faults = [*_structure_faults(tree), *_argument_faults(tree, name), *_import_faults(tree), *_import_faults(before)]
     known = {*dir(builtins), *_defined(tree), *_defined(before), name, "__name__", "__file__"}
-    faults += [f"{used!r} is defined nowhere but, perhaps, in the solution" for used in _used(tree) if used not in known]
+    faults += [
+        f"{used!r} is defined nowhere but, perhaps, in the solution" for used in _used(tree) if used not in known
+    ]
     return faults[0] if faults else ""
 
 
-def _structure_faults(tree: ast.Module, name: str) -> Iterator[str]:
+def _structure_faults(tree: ast.Module) -> Iterator[str]:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and any("TestCase" in ast.unparse(parent) for parent in node.bases):
             yield f"{node.name} is a TestCase; write its tests as functions"
@@ -45,12 +47,16 @@ def _structure_faults(tree: ast.Module, name: str) -> Iterator[str]:
                 yield f"{node.name} has parameters that nobody gives"
             if any(isinstance(part, ast.Return) for part in _without_functions(node.body)):
                 yield f"{node.name} returns between its asserts"
+
+
+def _argument_faults(tree: ast.Module, name: str) -> Iterator[str]:
+    """Functions cannot travel to another process."""
     functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in (name, "candidate"):
-            for argument in node.args:
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in (name, "candidate"):
+            for argument in call.args:
                 if isinstance(argument, ast.Lambda) or (isinstance(argument, ast.Name) and argument.id in functions):
-                    yield f"a function is an argument in {ast.unparse(node)[:60]}"
+                    yield f"a function is an argument in {ast.unparse(call)[:60]}"
 
 
 def _is_test(node: ast.FunctionDef) -> bool:

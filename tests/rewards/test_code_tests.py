@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from cispo.errors import ConfigError, DataError
 from cispo.types import Verdict
-from rewards.code_harness import _literal, encode
-from rewards.code_tests import CodeTests, CodeTestsConfig, check_reference, find_program, same_output
+from rewards.code_program import find_program, find_solution, tricks
+from rewards.code_tests import CodeTests, CodeTestsConfig, check_reference
 from sandbox import Limits, Sandbox, SandboxPool
 
 LIMITS = Limits(cpu_seconds=0.5, wall_seconds=10, memory_bytes=96 << 20, output_bytes=100_000)
@@ -25,9 +25,9 @@ class CountingPool(SandboxPool):
         super().__init__(1, limits, **options)
         self.programs = []
 
-    def run(self, program, limits=None):
+    def submit(self, program, limits=None):
         self.programs.append(program)
-        return super().run(program, limits)
+        return super().submit(program, limits)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,9 @@ def returning(value, reference_value, pool):
 )
 def test_function_tests(pool, source, verdict, fraction):
     score = CodeTests(pool, CodeTestsConfig(credit="fraction")).score(source, ADD)
-    assert (score.verdict, score.value, score.parts) == (verdict, fraction, {"tests": fraction}), score
+    assert (
+        (score.verdict, score.value, score.parts["tests"]) == (verdict, fraction, fraction) if score.parts else False
+    ), score
     assert score.correct == (verdict is Verdict.CORRECT)
     strict = CodeTests(pool).score(source, ADD)
     assert (strict.verdict, strict.value) == (verdict, float(fraction == 1.0))
