@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (a program is one line of the table, however long)
 """Ways to be paid for a wrong program: each earns 0, and an honest program beside it 1."""
 
 import pytest
@@ -15,7 +16,7 @@ SUITE = {
 APART = {"entry": "f", "suite": SUITE["suite"] + "\n    try: assert candidate(1, 1) == 2\n    except KeyError: pass"}
 RAISES = {"entry": "f", "tests": [{"args": [1, 2], "raises": "KeyError"}]}
 
-# What is put before `def f(a, b)`, and the body of f. {answer} forges the line of a harness whose nonce was guessed.
+# What is put before `def f(a, b)`, and the body of f.
 FUNCTIONS = {
     "run_tests overwritten": ("def run_tests(*a): return True\ncheck = test = run_tests", "return 0"),
     "eq_override": ("class A:\n    __eq__ = lambda s, o: True\n    __ne__ = lambda s, o: False", "return A()"),
@@ -117,7 +118,7 @@ FUNCTIONS = {
     "function as answer": ("", "return lambda *a: 42"),
     "surrogates": ("", "return '\\ud800'"),
 }  # fmt: skip
-NEVER = {"raises": {"exception as answer"}}
+RAISES_KEY_ERROR = {"exception as answer"}
 
 
 @pytest.fixture(scope="module")
@@ -142,12 +143,12 @@ def test_an_honest_program_earns_all(pool):
 def test_a_trick_in_a_function_earns_nothing(pool, name, reference):
     before, body = FUNCTIONS[name]
     score = CodeTests(pool).score(f"{before}\ndef f(a, b):\n    {body}", reference)
-    assert score.verdict != "system_error" or name in ("kill the init",), score
+    assert score.usable, score
     assert not score.value > 0, score
     assert not score.correct
 
 
-@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - NEVER["raises"] - {"gc sums"}))
+@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - RAISES_KEY_ERROR))
 def test_no_trick_is_the_exception_that_was_asked_for(pool, name):
     before, body = FUNCTIONS[name]
     assert not value(pool, f"{before}\ndef f(a, b):\n    {body}", RAISES) > 0
@@ -163,7 +164,7 @@ def test_no_trick_is_the_exception_that_was_asked_for(pool, name):
         "import atexit\natexit.register(print, 42)\nprint(9)",
         "print(42, end='\\r'); print(9, end='')",
         "print('42\\b\\b9')",
-        "import os\nos.fork()\nprint(42 if input()[0] == '4' else 9)",
+        "import os\nprint(42 if os.fork() else 9)",
         "print(42); print(9)",
         "import os\nn = len(os.listdir('/tmp'))\nopen(f'/tmp/x{n}', 'w')\nprint(42 if n <= 1 else 9)",
         "import sys\nprint(sys._getframe().f_back.f_locals.get('expected', 0))",

@@ -212,14 +212,17 @@ def test_methods_literals_preambles_and_operations(pool):
 ROWS = [
     ({"inputs": ["2 3"], "outputs": ["5"]}, "print(sum(map(int, input().split())))"),
     ({"inputs": [["2", "3"]], "outputs": [["5"]]}, "print(int(input()) + int(input()))"),
-    ({"inputs": [[2, 3]], "outputs": [[5]], "fn_name": "add"}, "class Solution:\n    def add(self, a, b): return a + b"),
-    ({"public_tests": {"input": ["1"], "output": ["1"]}, "private_tests": {"input": ["2"], "output": ["2"]}}, "print(input())"),
+    ({"inputs": [[2, 3]], "outputs": [[5]], "fn_name": "add"},
+     "class Solution:\n    def add(self, a, b): return a + b"),
+    ({"public_tests": {"input": ["1"], "output": ["1"]}, "private_tests": {"input": ["2"], "output": ["2"]}},
+     "print(input())"),
     ({"public_test_cases": '[{"input": "7", "output": "7", "testtype": "stdin"}]'}, "print(input())"),
     ({"public_test_cases": [{"input": "[1]\n2", "output": "[1, 2]", "testtype": "functional"}],
       "metadata": '{"func_name": "f"}'}, "class Solution:\n    def f(self, a, b): return a + [b]"),
     ({"prompt": "def one(): return 1\n\ndef f(x):\n    \"\"\"Add one.\"\"\"\n", "entry_point": "f",
       "test": "def check(candidate):\n    assert candidate(1) == 1 + one()"}, "def f(x): return x + one()"),
-    ({"test_list": ["assert set(f((1, 2))) == set((2, 1))", "assert f(()) == ()"], "test_setup_code": ""}, "def f(x): return x"),
+    ({"test_list": ["assert set(f((1, 2))) == set((2, 1))", "assert f(()) == ()"], "test_setup_code": ""},
+     "def f(x): return x"),
 ]  # fmt: skip
 
 
