@@ -103,7 +103,7 @@ def test_rare_values_come_back(value):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "nan", "NaN", "1.5", "[" * 100_000, '{"f": "x"}', '{"q": 1}', '{"f": "1", "i": "2"}', '{"s": [[1]]}', "__import__('os')",
+    ["", "nan", "NaN", "1.5", "[" * 100_000, '{"f": "x"}', '{"q": 1}', '{"f": "1", "i": "2"}', '{"s": [[1]]}', "exit()",
      '{"i": 5}', '{"u": [1e9]}', '{"u": [99999999999]}', '{"o": [1]}', '{"b": "z"}', "9" * 5000, "{}", '{"t": 1}'],
 )  # fmt: skip
 def test_hostile_text_is_no_value(text):
