@@ -34,6 +34,8 @@ CUSTOM = "custom"
 
 _log = logging.getLogger(__name__)
 _BUILT_IN_PARTS = ("answer", "format", "length")
+_TRICKS = "tricks"
+"""What the code verifier counts of a program's source: a part to be looked at, which no weight may pay or punish."""
 
 
 class Verifier(Protocol):
@@ -96,7 +98,12 @@ class RewardsConfig:
             for name, weight in self.weights.items()
             if not math.isfinite(weight)
         ]
-        unknown = sorted(set(self.weights) - set(_BUILT_IN_PARTS))
+        if _TRICKS in self.weights:
+            faults.append(
+                f"rewards.weights.{_TRICKS} must not be set, because honest programs have such lines too, and a policy "
+                "that is paid for hiding them learns to hide them; remove it."
+            )
+        unknown = sorted(set(self.weights) - {*_BUILT_IN_PARTS, _TRICKS})
         if unknown and not self.custom:
             faults.append(
                 f"rewards.weights names {', '.join(unknown)}, but without a custom reward the parts are "
@@ -194,7 +201,8 @@ class Rewards:
             self._log_once(f"A score ended in a system error and is masked: {verified.note}")
             return Score(float("nan"), correct=False, parts=form, verdict=verified.verdict, note=verified.note)
         custom = self._custom_parts(prompt, trajectory, text, verified)
-        return self._sum({"answer": verified.value} | form | custom, verified)
+        seen = {_TRICKS: verified.parts[_TRICKS]} if _TRICKS in verified.parts else {}
+        return self._sum({"answer": verified.value} | form | seen | custom, verified)
 
     def _log_once(self, message: str) -> None:
         # What close cut off is no news. A race of two threads writes a line twice, no more.
@@ -229,7 +237,7 @@ class Rewards:
     def _weight(self, part: str) -> float:
         if part in self._config.weights:
             return self._config.weights[part]
-        return 0.0 if part in _BUILT_IN_PARTS else 1.0
+        return 0.0 if part in (*_BUILT_IN_PARTS, _TRICKS) else 1.0
 
     def _verify(self, verifier: Verifier, prompt: Prompt, whole: str) -> Score:
         """The verifier's score, tried again after a system error."""

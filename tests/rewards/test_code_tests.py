@@ -4,13 +4,11 @@ import math
 import threading
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cispo.errors import ConfigError, DataError
 from cispo.types import Verdict
-from rewards.code_harness import _literal, encode
-from rewards.code_tests import CodeTests, CodeTestsConfig, check_reference, find_program, same_output
+from rewards.code_program import find_program, find_solution, tricks
+from rewards.code_tests import CodeTests, CodeTestsConfig, check_reference
 from sandbox import Limits, Sandbox, SandboxPool
 
 LIMITS = Limits(cpu_seconds=0.5, wall_seconds=10, memory_bytes=96 << 20, output_bytes=100_000)
@@ -25,9 +23,9 @@ class CountingPool(SandboxPool):
         super().__init__(1, limits, **options)
         self.programs = []
 
-    def run(self, program, limits=None):
+    def submit(self, program, limits=None):
         self.programs.append(program)
-        return super().run(program, limits)
+        return super().submit(program, limits)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +58,9 @@ def returning(value, reference_value, pool):
 )
 def test_function_tests(pool, source, verdict, fraction):
     score = CodeTests(pool, CodeTestsConfig(credit="fraction")).score(source, ADD)
-    assert (score.verdict, score.value, score.parts) == (verdict, fraction, {"tests": fraction}), score
+    assert (
+        (score.verdict, score.value, score.parts["tests"]) == (verdict, fraction, fraction) if score.parts else False
+    ), score
     assert score.correct == (verdict is Verdict.CORRECT)
     strict = CodeTests(pool).score(source, ADD)
     assert (strict.verdict, strict.value) == (verdict, float(fraction == 1.0))
@@ -153,7 +153,7 @@ def test_the_same_program_is_run_once(pool):
     assert verifier.score("<think>hm</think>\ndef add(a, b): return a + b", ADD) is first
     other = {"entry": "add", "tests": [{"args": [2, 3], "returns": 5.0}]}
     assert not verifier.score("def add(a, b): return a + b", other).correct
-    assert len(pool.programs) == 3
+    assert len(pool.programs) == 5
 
 
 def test_threads_with_the_same_program_share_one_run(pool):
@@ -166,7 +166,7 @@ def test_threads_with_the_same_program_share_one_run(pool):
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert len(scores) == 5
-    assert len(pool.programs) == 1
+    assert len(pool.programs) == 2
 
 
 def test_the_cache_is_bounded(pool):
@@ -175,7 +175,7 @@ def test_the_cache_is_bounded(pool):
     for number in (1, 2, 3, 3, 2, 1):
         verifier.score(f"def add(a, b): return {number}", ADD)
     assert len(pool.programs) == 4
-    assert len(verifier._cache) == 2
+    assert len(verifier._scores) == 2
 
 
 class BrokenPool(CountingPool):
@@ -195,7 +195,7 @@ def test_a_system_error_is_no_score_and_not_remembered():
                 assert score.verdict is Verdict.SYSTEM_ERROR
                 assert math.isnan(score.value)
                 assert not score.usable
-        assert len(pool.programs) == 4
+        assert len(pool.programs) == 8  # each tried twice
 
 
 def test_a_reference_without_tests_is_a_data_error(pool):
@@ -240,30 +240,33 @@ def test_the_program_is_found(text, program):
     assert find_program(text) == program
 
 
-def test_outputs_are_compared_line_by_line():
-    assert same_output(b"1 \r\n2\t\n\n", "1\n2")
-    assert not same_output(b"1\n\n2", "1\n2")
-    assert not same_output(b" 1", "1")
-    assert same_output(b"", "\n")
+def test_the_block_says_the_language():
+    text = "```cpp\nint x;\n```\n```python\nx = 1\n```"
+    assert find_solution(text, ("cpp", "python")).language == "python"
+    assert find_solution(text, ("cpp",)).source == "int x;\n"
 
 
-plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
-    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(), inner),
-    max_leaves=8,
-)
+def test_tricks_are_counted_and_never_paid(pool):
+    source = "import sys\ndef add(a, b): return a + b if sys._getframe() else 0"
+    assert tricks(source) == ("frames",)
+    score = CodeTests(pool).score(source, ADD)
+    assert (score.value, score.parts) == (1.0, {"tests": 1.0, "tricks": 1.0})
 
 
-def typed(value):
-    """An independent notion of "the same": the value with the types of everything in it."""
-    if isinstance(value, (list, tuple)):
-        return type(value), tuple(map(typed, value))
-    if isinstance(value, dict):
-        return dict, frozenset((typed(key), typed(item)) for key, item in value.items())
-    return type(value), value
+def test_what_failed_for_others_is_tried_first(pool):
+    reference = {"tests": [{"stdin": str(n), "stdout": str(n)} for n in range(6)]}
+    verifier = CodeTests(pool, CodeTestsConfig(num_concurrent=1))
+    for source in ("n = input(); print(n if n != '4' else 0)", "n = input(); print(n if n != '4' else 1)"):
+        pool.programs.clear()
+        assert verifier.score(source, reference).verdict is Verdict.WRONG
+    assert [program.stdin for program in pool.programs] == ["4"]
 
 
-@given(plain, plain)
-def test_the_encoding_is_equal_exactly_when_type_and_value_are(left, right):
-    assert (encode(left) == encode(right)) == (typed(left) == typed(right))
-    assert encode(_literal(repr(left))) == encode(left)
+def test_limits_of_a_test_are_its_own(pool):
+    source = "n = int(input())\nx = bytearray(n << 20)\nx[::4096] = b'x' * len(x[::4096])\nprint(n)"
+    tests = [{"stdin": "120", "stdout": "120"}]
+    assert CodeTests(pool).score(source, {"tests": tests}).verdict is Verdict.MEMORY_LIMIT
+    assert CodeTests(pool).score(source, {"tests": tests, "memory_mb": 200}).correct
+    tests[0] |= {"seconds": 0.2}
+    busy = "import time\nwhile time.process_time() < 0.4: pass\nprint(input())"
+    assert CodeTests(pool).score(busy, {"tests": tests}).verdict is Verdict.TIME_LIMIT
