@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from sandbox.cell_walls import become_nobody
+from sandbox.cells import Cells
 from sandbox.config import ISOLATIONS
+from sandbox.endings import system_error
 from sandbox.errors import SandboxError
-from sandbox.isolation import Bubblewrap, Isolation, Unsafe
+from sandbox.isolation import Unsafe
+from sandbox.languages import task_of
 from sandbox.program import Execution, Limits, Program
 from sandbox.self_test import check_isolation, check_watching
-from sandbox.supervisor import execute, system_error
+from sandbox.supervisor import execute, never
 
 _CHECK_LIMITS = Limits(cpu_seconds=20, wall_seconds=60, memory_bytes=1 << 40)
 """For the program that tries to get out, which must fail for no other reason than a hole in the wall."""
@@ -31,14 +36,19 @@ class Sandbox:
         if isolation not in ISOLATIONS:
             raise ValueError(f"isolation must be one of {', '.join(ISOLATIONS)}, got {isolation!r}")
         self.limits = limits or Limits()
-        self._isolation: Isolation = Bubblewrap(bwrap) if isolation == "bubblewrap" else Unsafe()
+        self._unsafe = Unsafe() if isolation == "unsafe" else None
+        self._cells = Cells(bwrap)
+        if self._unsafe is None:
+            become_nobody()
 
-    def run(self, program: Program, limits: Limits | None = None) -> Execution:
+    def run(self, program: Program, limits: Limits | None = None, is_cancelled: Callable[[], bool] = never) -> Execution:
         """Run `program` to its end, within `limits` or this sandbox's own.
 
         Never raises for what a program does; a failure of the sandbox itself is verdict SE.
         """
-        return execute(self._isolation, program, limits or self.limits)
+        if self._unsafe is not None:
+            return execute(self._unsafe, program, limits or self.limits, is_cancelled)
+        return self._cells.run(task_of(program, limits or self.limits), is_cancelled)
 
     @staticmethod
     def check(bwrap: str = "bwrap") -> None:

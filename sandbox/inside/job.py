@@ -35,8 +35,8 @@ class Job:
         self._control = control
         self._page = page
         self._filter = kernel.SyscallFilter(filter_program) if filter_program else None
-        self._hard_limits = {kind: resource.getrlimit(kind)[1] for kind in range(resource.RLIMIT_NLIMITS)}
         self.order = Order(*[0] * 8)
+        self._hard_limits = {kind: resource.getrlimit(kind)[1] for kind in self.order.limit_kinds()}
         self.descriptors: list[int] = []
 
     def run(self) -> int:

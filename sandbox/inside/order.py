@@ -44,16 +44,25 @@ class Order(NamedTuple):
 
     def resource_limits(self) -> list[tuple[int, int]]:
         """Kind and value of every limit of the kernel's that the program gets."""
-        values = [
-            (resource.RLIMIT_CPU, self.cpu_seconds),
-            (resource.RLIMIT_AS, self.address_space),
-            (resource.RLIMIT_FSIZE, self.file_bytes),
-            (resource.RLIMIT_NOFILE, self.num_files),
-            (resource.RLIMIT_NPROC, self.num_processes),
-            (resource.RLIMIT_STACK, self.stack_bytes),
-        ]
-        none = [resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE]
-        return [(kind, value) for kind, value in values if value] + [(kind, 0) for kind in none]
+        values = (self.cpu_seconds, self.address_space, self.file_bytes, self.num_files, self.num_processes)
+        wanted = zip(_KINDS, (*values, self.stack_bytes), strict=True)
+        return [(kind, value) for kind, value in wanted if value] + [(kind, 0) for kind in _NONE_OF]
+
+    @staticmethod
+    def limit_kinds() -> tuple[int, ...]:
+        """All that `resource_limits` may name."""
+        return (*_KINDS, *_NONE_OF)
+
+
+_KINDS = (
+    resource.RLIMIT_CPU,
+    resource.RLIMIT_AS,
+    resource.RLIMIT_FSIZE,
+    resource.RLIMIT_NOFILE,
+    resource.RLIMIT_NPROC,
+    resource.RLIMIT_STACK,
+)
+_NONE_OF = (resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE)
 
 
 def pack_content(files: Mapping[str, tuple[bytes, int]], command: Sequence[str], environment: Mapping[str, str]) -> bytes:
