@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.errors import IsolationError
-from sandbox.isolation import become_nobody
+from sandbox.host import become_nobody
 from sandbox.landlock import NEEDED_ABI, landlock_abi, why_no_landlock
 from sandbox.process_tree import WATCHING_NEEDS, look_at_tree, proportional_memory
 from sandbox.seccomp import filter_bytes
@@ -168,7 +168,8 @@ def _setpriv() -> Fact:
 
 def _proc() -> Fact:
     try:
-        proportional_memory((os.getpid(), *look_at_tree(os.getpid()).pids))
+        look_at_tree(os.getpid())
+        proportional_memory(os.getpid())
         Path("/proc/1/stat").read_bytes()
     except (OSError, IsolationError) as error:
         return Fact("/proc", f"cannot be read ({error})", WATCHING_NEEDS)

@@ -10,6 +10,68 @@ from pathlib import Path
 
 from sandbox.private_folder import private_folder
 
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+def memory_file(content: bytes) -> int:
+    """A read-only file for the other side that lies nowhere on disk. Unlike a pipe it never blocks a writer."""
+    file = os.memfd_create("input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(file, view) :]
+        if content:
+            os.lseek(file, 0, os.SEEK_SET)
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
+class JobChannels:
+    """What a job in a cell is handed: input and content as files, output as pipes. Closes what is left at the end.
+
+    Everything is new for each job. A pipe that is used again would keep the flags that a program can set on it.
+    """
+
+    __slots__ = ("stdout", "stderr", "theirs")
+
+    def __init__(self, stdin: bytes, content: bytes) -> None:
+        """Raises OSError when descriptors have run out, leaving none behind."""
+        self.stdout = self.stderr = -1
+        self.theirs: list[int] = []
+        try:
+            self.theirs.append(memory_file(stdin))
+            self.stdout, writer = os.pipe()
+            self.theirs.append(writer)
+            self.stderr, writer = os.pipe()
+            self.theirs.append(writer)
+            self.theirs.append(memory_file(content))
+        except OSError:
+            self.close()
+            raise
+
+    def close_theirs(self) -> None:
+        """Drop the ends that the other side now holds, so that its end is seen as end of file."""
+        for descriptor in self.theirs:
+            os.close(descriptor)
+        self.theirs.clear()
+
+    def close(self) -> None:
+        """Close everything."""
+        self.close_theirs()
+        for descriptor in (self.stdout, self.stderr):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.stdout = self.stderr = -1
+
+    def __enter__(self) -> JobChannels:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 @dataclass
 class Channels:
@@ -58,15 +120,9 @@ class Channels:
         return reader, writer
 
     def memory_file(self, content: bytes) -> int:
-        """A read-only file for the other side that lies nowhere on disk. Unlike a pipe it never blocks a writer."""
-        file = os.memfd_create("input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        """See `memory_file`; closed with the others."""
+        file = memory_file(content)
         self._own(file, is_theirs=True)
-        view = memoryview(content)
-        while view:
-            view = view[os.write(file, view) :]
-        os.lseek(file, 0, os.SEEK_SET)
-        sealed = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-        fcntl.fcntl(file, fcntl.F_ADD_SEALS, sealed)
         return file
 
     def process(self, pid: int) -> int:

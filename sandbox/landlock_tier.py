@@ -11,20 +11,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.channels import Channels
 from sandbox.errors import SandboxError
-from sandbox.isolation import Started, become_nobody, interpreter, python_command, read_child_pid
+from sandbox.host import NOBODY, become_nobody, interpreter
+from sandbox.isolation import Started, python_command
 from sandbox.landlock import wall
 from sandbox.private_folder import folder_bytes
 from sandbox.program import MAIN_FILE, Limits, Program
 from sandbox.rlimits import rlimits_argument
+from sandbox.watch import STARTUP_SECONDS
 
 _KEEPER = (Path(__file__).parent / "landlock_keeper.py").read_text()
-_NOBODY = 65534
 _NEIGHBOURS = 4
 """The kernel's limit on processes is that of the user, so it leaves room for programs that start beside this one; the
 supervisor keeps the program's own. Without any, a fork bomb kept two cores from everybody for 71 seconds."""
@@ -41,7 +43,7 @@ class Landlock:
 
     def start(self, program: Program, limits: Limits, channels: Channels) -> Started:
         """See Isolation."""
-        owner = _NOBODY if self._become_nobody else None
+        owner = NOBODY if self._become_nobody else None
         folder = channels.folder(owner)
         _lay_files(folder, program, owner)
         status, their_status = channels.pipe()
@@ -60,7 +62,7 @@ class Landlock:
         channels.close_theirs()
         try:
             bootstrap = read_child_pid(status)
-            return StartedLandlock(process, bootstrap, channels.process(process.pid), str(folder), lifeline)
+            return StartedLandlock(process, bootstrap, channels.process(process.pid), folder, lifeline)
         except (OSError, ValueError) as error:
             process.kill()
             process.wait()
@@ -87,6 +89,7 @@ class Landlock:
 class StartedLandlock(Started):
     """`process` is the keeper, `root_pid` the bootstrap behind the wall; the keeper kills when it is told to."""
 
+    folder: Path
     lifeline: int
 
     def kill(self) -> None:
@@ -96,7 +99,7 @@ class StartedLandlock(Started):
 
     def temporary_bytes(self, most: int) -> int:
         """What lies in the private folder; it is no memory here, but nobody else bounds the sum of its files."""
-        return folder_bytes(Path(self.private_tmp or ""), most)
+        return folder_bytes(self.folder, most)
 
 
 def _lay_files(folder: Path, program: Program, owner: int | None) -> None:
@@ -107,3 +110,18 @@ def _lay_files(folder: Path, program: Program, owner: int | None) -> None:
         if owner is not None:
             for own in (path, *path.relative_to(folder).parents):
                 os.chown(folder / own, owner, owner)
+
+
+def read_child_pid(status: int) -> int:
+    """The keeper's first line says which process it made. Raises ValueError when it ends without one."""
+    poll = select.poll()
+    poll.register(status, select.POLLIN)
+    line = b""
+    while b"\n" not in line:
+        if not poll.poll(STARTUP_SECONDS * 1000):
+            raise TimeoutError(f"no sign of life from the keeper for {STARTUP_SECONDS:.0f} seconds")
+        part = os.read(status, 4096)
+        if not part:
+            raise ValueError("it ended at once")
+        line += part
+    return int(json.loads(line.partition(b"\n")[0])["child-pid"])

@@ -17,6 +17,7 @@ from typing import Any
 
 from sandbox import wire
 from sandbox.access_token import read_token
+from sandbox.endings import system_error
 from sandbox.errors import IsolationError
 from sandbox.http_messages import (
     END_OF_HEAD,
@@ -29,7 +30,6 @@ from sandbox.http_messages import (
 from sandbox.program import Execution, Limits, Program
 from sandbox.service_config import RemoteConfig, split_url
 from sandbox.spread import SiteBusy, SiteFault, SpreadPool
-from sandbox.supervisor import system_error
 
 _IDLE_SECONDS = 30.0
 """A connection that was idle for longer is not used again; services close theirs after 75 seconds."""

@@ -14,12 +14,11 @@ from pathlib import Path
 
 from sandbox.capabilities import why_not
 from sandbox.errors import IsolationError
-from sandbox.isolation import become_nobody
+from sandbox.host import NOBODY, become_nobody
 from sandbox.process_tree import WATCHING_NEEDS
 from sandbox.program import Execution, Limits, Program, Verdict
 
 _CANARIES = (Path(__file__).parent / "canary_program.py").read_text()
-_NOBODY = 65534
 
 _GREEDY = """
 import os, time
@@ -93,7 +92,7 @@ def _things_outside() -> Iterator[dict[str, object]]:
         for path, mode in ((Path(folder), 0o711), (secret, 0o644), (socket_file, 0o777)):
             path.chmod(mode)
             if os.geteuid() == 0:
-                os.chown(path, _NOBODY, _NOBODY)
+                os.chown(path, NOBODY, NOBODY)
         try:
             yield {
                 "tcp_port": server.getsockname()[1],

@@ -8,11 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+from sandbox.endings import system_error
 from sandbox.errors import SandboxError
 from sandbox.http_messages import HttpFault
 from sandbox.program import Execution, Limits, Program, Verdict
 from sandbox.program_pool import ProgramPool
-from sandbox.supervisor import system_error
 
 _log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
+from sandbox.endings import system_error
 from sandbox.errors import SandboxError
 from sandbox.program import Execution, Limits, Program, Verdict
-from sandbox.supervisor import system_error
 
 FIRST_REST_SECONDS = 0.5
 LONGEST_REST_SECONDS = 8.0

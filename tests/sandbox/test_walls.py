@@ -167,7 +167,7 @@ def test_a_kill_never_reaches_whoever_has_the_number_now():
     ours.kill()
     ours.wait()
     with subprocess.Popen(sleep) as stranger:
-        started = Started(ours, stranger.pid, descriptor, None)
+        started = Started(ours, stranger.pid, descriptor)
         assert started.has_ended
         started.kill()
         time.sleep(0.05)
