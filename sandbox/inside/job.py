@@ -90,7 +90,7 @@ class Job:
             os.chdir(WORK)
             content = Content(content_file)
             content.lay_files()
-            source = b"" if content.command else content.first_file()
+            source = [] if content.command else [content.first_file()]
             for number, descriptor in enumerate((stdin, stdout, stderr)):
                 os.dup2(descriptor, number)
             os.closerange(3, _DESCRIPTORS_END)
@@ -101,6 +101,7 @@ class Job:
             if content.command:
                 self._execute(content)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            del content  # no frame keeps the text of the program, and it takes the only copy
             python_main.run(source, self._page)
         except BaseException as error:
             self._page.fail(f"{type(error).__name__}: {error}")

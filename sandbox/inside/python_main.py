@@ -10,6 +10,7 @@ import builtins
 import posix
 import sys
 from atexit import _run_exitfuncs
+from posix import _exit  # by a name that no program can redefine before its end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # never true: no import may cost a run anything
@@ -53,8 +54,8 @@ def warm_up(source: str) -> None:
     sys.stdout.flush()
 
 
-def run(source: bytes, progress: Progress) -> None:
-    """Compile and run `source` in the current directory. Does not return."""
+def run(sources: list[bytes], progress: Progress) -> None:
+    """Take the one text out of `sources`, compile and run it in the current directory. Does not return."""
     # The working directory comes last: a program may import its own files but not put them in the library's place.
     sys.path[:] = [folder for folder in sys.path if folder] + [posix.getcwd()]
     sys.modules["__main__"] = main = type(sys)("__main__")
@@ -62,14 +63,14 @@ def run(source: bytes, progress: Progress) -> None:
     namespace.update(__builtins__=builtins, __file__=MAIN_FILE)
     progress.set_stage(COMPILING)
     try:
-        code = compile(source, MAIN_FILE, "exec", dont_inherit=True)
+        code = compile(sources.pop(), MAIN_FILE, "exec", dont_inherit=True)
     except Exception as error:  # whatever the compiler makes of hostile text, it is the text's fault
         progress.set_stage(REFUSED)
         sys.__excepthook__(type(error), error.with_traceback(None), None)
         posix._exit(1)
     progress.set_stage(RUNNING)
     progress.close()
-    del source, progress
+    del progress
     _end_program(_run_program(code, namespace), namespace)
 
 
@@ -104,4 +105,4 @@ def _end_program(exit_code: int, namespace: dict[str, object]) -> None:
             sys.__stdout__.flush()
     except BaseException:
         exit_code = exit_code or 120  # as the interpreter does when its output cannot be flushed
-    posix._exit(exit_code)
+    _exit(exit_code)
