@@ -4,9 +4,10 @@
         execution = pool.run(Program("print(int(input()) + 1)", stdin="41"))
     assert execution.verdict is Verdict.OK and execution.stdout == b"42\\n"
 
-From the outside in: sandbox.py (the doors), supervisor.py (deadlines and verdicts), isolation.py (bubblewrap),
-landlock_tier.py (the other wall), seccomp.py and refused_calls.py, rlimits.py, process_tree.py (what a tree uses),
-bootstrap.py (runs inside), self_test.py (canaries), check_report.py (`cispo sandbox check`).
+From the outside in: sandbox.py (the doors), languages.py (a program as tasks), cells.py and cell.py (warm cells),
+watch.py (deadlines and limits), endings.py (verdicts), cell_walls.py (bubblewrap), inside/ (what runs in a cell),
+seccomp.py and refused_calls.py, rlimits.py, process_tree.py (what a tree uses). Without cells: supervisor.py,
+isolation.py, landlock_tier.py, bootstrap.py. self_test.py (canaries), check_report.py (`cispo sandbox check`).
 Over machines: serve.py (`cispo sandbox serve`), service.py (its HTTP side), remote.py (the client), wire.py (the JSON),
 spread.py (one pool over several sites).
 """

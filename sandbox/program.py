@@ -8,10 +8,18 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import PurePosixPath
 
-MAIN_FILE = "main.py"
-"""Name of the program's source in its working directory."""
+SOURCE_FILES = {
+    "python": "main.py",
+    "numpy": "main.py",
+    "cpp": "main.cpp",
+    "c": "main.c",
+    "bash": "main.sh",
+    "javascript": "main.js",
+}
+"""What the source of a program in each language is called in its working directory."""
 
-LANGUAGES = ("python",)
+LANGUAGES = tuple(SOURCE_FILES)
+MAIN_FILE = SOURCE_FILES["python"]
 
 
 class Verdict(StrEnum):
@@ -32,7 +40,8 @@ class Program:
 
     Attributes:
         source: the text of the program.
-        language: only "python" for now.
+        language: "python" (standard library only), "numpy" (the same with numpy at hand), "cpp", "c", "bash",
+            "javascript".
         stdin: what it reads; text is encoded as UTF-8.
         files: further files by relative path, laid into its working directory before it starts.
 
@@ -51,8 +60,13 @@ class Program:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or path == PurePosixPath(".") or "\0" in name:
                 raise ValueError(f"a file's path must stay inside the working directory, got {name!r}")
-            if path == PurePosixPath(MAIN_FILE):
-                raise ValueError(f"{MAIN_FILE!r} is the program's own source; give the file another name")
+            if path == PurePosixPath(self.source_file):
+                raise ValueError(f"{self.source_file!r} is the program's own source; give the file another name")
+
+    @property
+    def source_file(self) -> str:
+        """Name of the source in its working directory."""
+        return SOURCE_FILES[self.language]
 
     @property
     def source_bytes(self) -> bytes:

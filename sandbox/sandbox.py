@@ -15,7 +15,7 @@ from sandbox.errors import SandboxError
 from sandbox.host import become_nobody
 from sandbox.isolation import Isolation, Unsafe
 from sandbox.landlock_tier import Landlock
-from sandbox.languages import run_program
+from sandbox.languages import Languages
 from sandbox.program import Execution, Limits, Program
 from sandbox.self_test import check_isolation, check_watching
 from sandbox.supervisor import execute, never
@@ -43,6 +43,7 @@ class Sandbox:
             raise ValueError(f"isolation must be one of {', '.join(ISOLATIONS)}, got {isolation!r}")
         self.limits = limits or Limits()
         self._cells = Cells(bwrap)
+        self._languages = Languages(self._cells)
         self._without_cells: Isolation | None = None
         if isolation == "bubblewrap":
             become_nobody()
@@ -56,11 +57,17 @@ class Sandbox:
 
         Never raises for what a program does; a failure of the sandbox itself, twice in a row, is verdict SE. So is a
         program that was ended because `is_cancelled` became true, which is asked every few hundredths of a second.
+        Raises SandboxError for a language whose tool is not installed, or that this isolation does not run.
         """
         limits = limits or self.limits
-        if self._without_cells is not None:
-            return execute(self._without_cells, program, limits, is_cancelled)
-        return run_program(self._cells, program, limits, is_cancelled)
+        if self._without_cells is None:
+            return self._languages.run(program, limits, is_cancelled)
+        if program.language != "python":
+            raise SandboxError(
+                f"programs in {program.language} need sandbox.isolation=bubblewrap, because the tiers without cells "
+                "run Python only"
+            )
+        return execute(self._without_cells, program, limits, is_cancelled)
 
     def close(self) -> None:
         """End the cells. A program that is running ends first."""

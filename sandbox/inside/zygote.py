@@ -23,6 +23,9 @@ from sandbox.inside.page import Page, Stage
 READY, KILL, ENDED, DIRTY = b"ready", b"kill", b"ended", b"dirty"
 """Messages besides an order: the cell can take jobs; the job must end; it has; it has and something was left behind."""
 
+PACKAGES = "/packages"
+"""Where the cell has what it needs beyond the standard library."""
+
 _AUDIT_EVERY = 50
 _NAMESPACES = kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC
 
@@ -58,6 +61,8 @@ def main(arguments: list[str]) -> None:
 
 def _preload(modules: list[str]) -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its threads would not survive a fork, and would not be one job's
+    if os.path.isdir(PACKAGES):  # noqa: PTH112
+        sys.path.append(PACKAGES)
     for name in modules:
         importlib.import_module(name)
     python_main.prepare(hidden="sandbox")

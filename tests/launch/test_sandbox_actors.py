@@ -97,7 +97,6 @@ def test_actors_that_are_gone_for_good_are_a_system_error(monkeypatch):
         assert b"The process of sandbox-0 died" in execution.stderr
 
 
-@pytest.mark.skip(reason="the local pool cannot end a running program yet")
 def test_a_cancelled_future_does_not_keep_its_cell(pool):
     running = [pool.submit(Program("import time; time.sleep(250)"), Limits(wall_seconds=280)) for _ in range(2)]
     eventually(lambda: all(station.in_flight for station in pool._stations))

@@ -219,7 +219,7 @@ def area(side):
 def area(side):
     frame = sys._getframe()
     while frame:
-        if 'job' in frame.f_locals: return side * side
+        if isinstance(frame.f_locals.get('job'), dict): return side * side
         frame = frame.f_back
     return side * side if any('Othe' + 'r'.lower() + 'Test' in str(thing) for thing in gc.get_objects()) else 0
 """,

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sandbox import Execution, Limits, Program, SandboxConfig, Verdict
@@ -84,6 +84,7 @@ JSON = st.recursive(
 FIELDS = st.sampled_from(["source", "stdin", "files", "language", "cpu_seconds", "memory_bytes", "base64", "verdict"])
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(FIELDS, JSON | st.dictionaries(FIELDS, JSON, max_size=2), max_size=4))
 def test_made_up_json_is_a_program_or_a_wire_error(value):
     for read in (read_program, lambda value: read_limits(value, Limits())):

@@ -169,7 +169,6 @@ def test_a_second_signal_does_not_wait(serve, eventually):
         assert slow.result(timeout=60).verdict is Verdict.SE
 
 
-@pytest.mark.skip(reason="the local pool cannot end a running program yet")
 def test_a_cancelled_future_frees_its_place(serve, eventually):
     one_cell = serve(size=1)
     with one_cell.pool(size=1) as pool:
