@@ -22,11 +22,12 @@ from concurrent.futures import Future
 from sandbox.cell_walls import CellKind, cell_command, zygote_source
 from sandbox.channels import memory_file
 from sandbox.endings import Ending, conclude
-from sandbox.errors import SandboxError
+from sandbox.errors import IsolationError, SandboxError
 from sandbox.inside.page import Page, Stage
 from sandbox.inside.zygote import ENDED, KILL, READY
 from sandbox.process_tree import WATCHING_NEEDS, ProcessTree, Usage, children, file_system_bytes
 from sandbox.program import Execution, Verdict
+from sandbox.refused_calls import ARCHITECTURES, IN_A_CELL
 from sandbox.seccomp import filter_bytes
 from sandbox.task import Task
 from sandbox.watch import STARTUP_SECONDS, Watched, watch
@@ -47,31 +48,36 @@ class Cell:
         self.num_jobs = 0
         self.is_clean = True
         """False once something happened after which no further job may be given to it."""
-        self._page, page_file = Page.create()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._diagnostics, diagnostics = os.pipe()
-        os.set_blocking(self._diagnostics, False)
-        files = [page_file, diagnostics, memory_file(zygote_source()), memory_file(filter_bytes())]
-        try:
-            command = cell_command(shutil.which(bwrap) or bwrap, kind, theirs.fileno(), page_file, files[3])
-            self._process = _start(command, files[2], diagnostics, (theirs.fileno(), page_file, files[3]))
-        except (OSError, RuntimeError) as error:
-            self._close_descriptors()
-            raise SandboxError(f"a cell did not start: {error}") from error
-        finally:
-            theirs.close()
-            for file in files:
-                os.close(file)
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            try:
+                self._process = self._start(bwrap, ours, theirs)
+            except (OSError, RuntimeError) as error:
+                raise SandboxError(f"a cell did not start: {error}") from error
+            ours.pop_all()  # from here on they are closed with the cell
         self._zygote: list[int] = []
         self._end = weakref.finalize(
             self, _end, self._process, self._zygote, self._control, self._page, self._diagnostics
         )
         self._wait_until_ready()
 
-    def _close_descriptors(self) -> None:
-        self._control.close()
-        self._page.close()
-        os.close(self._diagnostics)
+    def _start(self, bwrap: str, ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> subprocess.Popen[bytes]:
+        def hand_over(descriptor: int) -> int:
+            theirs.callback(os.close, descriptor)
+            return descriptor
+
+        self._page, page_file = Page.create()
+        ours.callback(self._page.close)
+        hand_over(page_file)
+        self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.callback(self._control.close)
+        theirs.callback(control.close)
+        self._diagnostics, diagnostics = os.pipe()
+        ours.callback(os.close, self._diagnostics)
+        hand_over(diagnostics)
+        os.set_blocking(self._diagnostics, False)
+        source, filter_file = hand_over(memory_file(zygote_source())), hand_over(memory_file(_filter()))
+        command = cell_command(shutil.which(bwrap) or bwrap, self.kind, control.fileno(), page_file, filter_file)
+        return _start(command, source, diagnostics, (control.fileno(), page_file, filter_file))
 
     def _wait_until_ready(self) -> None:
         said = ""
@@ -110,7 +116,8 @@ class Cell:
         answer = self._receive()
         self.num_jobs += 1
         if not answer:
-            raise SandboxError(f"the cell ended in mid-job: {self._read_diagnostics() or 'without a word'}")
+            said = self._page.message if self._page.stage is Stage.FAILED else self._read_diagnostics()
+            raise SandboxError(f"the cell ended in mid-job: {said or 'without a word'}")
         self.is_clean = answer == ENDED and not seen.is_late
         return self._conclude(task, seen)
 
@@ -174,6 +181,16 @@ class _CellRun:
 
     def kill(self) -> None:
         self._cell.kill_job()
+
+
+def _filter() -> bytes:
+    program = filter_bytes(IN_A_CELL)
+    if not program:
+        raise IsolationError(
+            f"programs cannot be isolated on {os.uname().machine}: system calls are filtered on "
+            f"{' and '.join(ARCHITECTURES)} only"
+        )
+    return program
 
 
 def _is_readable(descriptor: int, timeout_s: float) -> bool:

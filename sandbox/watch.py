@@ -26,7 +26,7 @@ STARTUP_SECONDS = 30.0
 _FIRST_SECONDS = 0.005
 """A run that ends within this time wakes us once, at its end. One that writes more than a pipe holds waits as long."""
 
-_KILL_SECONDS = 10.0
+KILL_SECONDS = 10.0
 _LATE_SECONDS = 1.0
 _READ_BYTES = 1 << 16
 
@@ -136,7 +136,7 @@ class _Watch:
 
     def _run_out_of_time(self, now: float) -> None:
         if self._killed_at is not None:
-            raise SandboxError(f"a killed program was still there after {_KILL_SECONDS:.0f} seconds")
+            raise SandboxError(f"a killed program was still there after {KILL_SECONDS:.0f} seconds")
         if not self._is_up:
             raise SandboxError(f"a program had not begun after {now - self._began:.0f} seconds")
         self._stop(Verdict.TLE)
@@ -180,5 +180,5 @@ class _Watch:
             if self._is_over:
                 return
             self._killed_at = time.monotonic()
-            self._give_up_at = self._killed_at + _KILL_SECONDS
+            self._give_up_at = self._killed_at + KILL_SECONDS
             self._run.kill()

@@ -31,10 +31,9 @@ _DESCRIPTORS_END = 1 << 16
 class Job:
     """The job that a cell is at: one object for all of them, filled anew each time."""
 
-    def __init__(self, control: socket.socket, page: Page, filter_program: bytes) -> None:
+    def __init__(self, control: socket.socket, page: Page) -> None:
         self._control = control
         self._page = page
-        self._filter = kernel.SyscallFilter(filter_program) if filter_program else None
         self.order = Order(*[0] * 8)
         self._hard_limits = {kind: resource.getrlimit(kind)[1] for kind in self.order.limit_kinds()}
         self.descriptors: list[int] = []
@@ -95,8 +94,6 @@ class Job:
                 os.dup2(descriptor, number)
             os.closerange(3, _DESCRIPTORS_END)
             kernel.drop_capabilities()
-            if self._filter is not None:
-                self._filter.take_on()
             kernel.set_dumpable(True)  # it may look into itself, e.g. through /dev/stdin
             if content.command:
                 self._execute(content)

@@ -18,7 +18,7 @@ _NUMBERS = struct.Struct("<8Q")
 NUM_DESCRIPTORS = 4
 """They come with the message: standard input, output and error, and the content."""
 
-_HEAD_BYTES = 1 << 16  # read at once: the header, and with it all of a small program
+_HEAD_BYTES = 1 << 12  # read at once: the header, and with it all of a small program
 
 
 class Order(NamedTuple):

@@ -41,8 +41,12 @@ class Page:
     def create(cls) -> tuple[Page, int]:
         """A new page, and the descriptor by which the other side gets it."""
         descriptor = os.memfd_create("page", os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, PAGE_BYTES)
-        return cls(descriptor), descriptor
+        try:
+            os.ftruncate(descriptor, PAGE_BYTES)
+            return cls(descriptor), descriptor
+        except OSError:
+            os.close(descriptor)
+            raise
 
     @property
     def stage(self) -> Stage:

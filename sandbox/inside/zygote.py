@@ -51,12 +51,13 @@ def main(arguments: list[str]) -> None:
     control = socket.socket(fileno=control_fd)
     page = Page(page_fd)
     with open(filter_fd, "rb") as file:  # noqa: PTH123
-        job = Job(control, page, file.read())
+        syscall_filter = kernel.SyscallFilter(file.read())
     os.close(page_fd)
     _preload(arguments[3:])
     kernel.set_no_new_privileges()
     kernel.set_dumpable(False)
-    serve(control, page, job)
+    syscall_filter.take_on()
+    serve(control, page, Job(control, page))
 
 
 def _preload(modules: list[str]) -> None:
@@ -86,7 +87,9 @@ def serve(control: socket.socket, page: Page, job: Job) -> None:
         page.set_stage(Stage.PREPARING)
         job.order, job.descriptors = Order.unpack(message), descriptors
         pid = process_maker.run(_NAMESPACES, job.order.stack_bytes)
-        os.waitpid(pid, 0)
+        _, status = os.waitpid(pid, 0)
+        if status != 0:
+            return  # it shared our memory, and broke off in the middle of whatever it did
         for descriptor in descriptors:
             os.close(descriptor)
         num_jobs += 1

