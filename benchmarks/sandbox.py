@@ -32,9 +32,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the package before this file, which has its name
 
-from machine import machine  # noqa: E402
+from machine import machine
 
-from sandbox import Limits, Program, Sandbox, SandboxPool, Verdict  # noqa: E402
+from sandbox import Limits, Program, Sandbox, SandboxPool, Verdict
 
 RESULTS = Path(__file__).parent / "results" / "sandbox.json"
 LIMITS = Limits(cpu_seconds=5, wall_seconds=30)

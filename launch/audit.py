@@ -151,7 +151,7 @@ def audit(prompts: str, overrides: Sequence[str], options: AuditOptions) -> Audi
 
 def _subjects(prompts: str, overrides: Sequence[str], options: AuditOptions) -> tuple[RunConfig, list[Subject]]:
     if not Path(prompts).exists() and not prompts.endswith((".jsonl", ".parquet")):
-        config = compose([f"task.mixture.{prompts}=1", *overrides])
+        config = compose([f"task.mixture={{{prompts}: 1}}", *overrides])
         drawn = _drawn(config, prompts, options.max_prompts)
         config = _with_mixture(config, {prompts: 1.0})
         return config, [_subject(config, prompt, None) for prompt in drawn]
@@ -180,7 +180,7 @@ def _with_mixture(config: RunConfig, mixture: dict[str, float]) -> RunConfig:
 
 
 def _subject(config: RunConfig, prompt: Prompt, solution: str | None) -> Subject:
-    return Subject(prompt, config.rewards.verifiers.get(prompt.task, config.rewards.default_verifier), solution)
+    return Subject(prompt, config.rewards.verifier_of(prompt.task), solution)
 
 
 def _drawn(config: RunConfig, name: str, num: int) -> list[Prompt]:

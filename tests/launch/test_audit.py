@@ -120,3 +120,25 @@ def test_no_trick_answers_a_math_reference(gold):
     verifier.close()
     wanted = {(probe.name or probe.text): probe.kind == GOLD for probe in probes}
     assert found == wanted
+
+
+def test_puzzles_and_patches_have_probes_of_their_own(file):
+    rows = [{"prompt": "gcd of 8 and 12?", "reference": {"task": "gym/gcd", "answer": "4"}, "task": "gym/gcd"}]
+    status, found = run(file(rows))
+    assert (status, found["kinds"]["gold"]["passed"], found["faults"]) == (0, 1, [])
+    project = {"shapes.py": "def area(side):\n    return side\n"}
+    tests = {"tests/test_shapes.py": "from shapes import area\n\ndef test_area():\n    assert area(3) == 9\n"}
+    reference = {"repository": project, "tests": tests, "fail_to_pass": ["tests/test_shapes.py::test_area"]}
+    reference["pass_to_pass"] = []
+    diff = "--- a/shapes.py\n+++ b/shapes.py\n@@ -2 +2 @@\n-    return side\n+    return side * side\n"
+    row = {"prompt": "area", "reference": reference, "task": "fix", "gold": f"```diff\n{diff}```"}
+    status, found = run(file([row]), "rewards.verifiers={fix: repository}")
+    assert (status, found["kinds"]["gold"]["passed"], found["faults"]) == (0, 1, [])
+    assert found["kinds"]["hack"]["tried"] >= 6
+
+
+@pytest.mark.parametrize("task", ["gym/gcd", "game24", "chain"])
+def test_procedural_tasks_are_tried_by_name(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, found = run(task, "--max-prompts", "5")
+    assert (status, found["num_prompts"], found["kinds"]["gold"]["passed"], found["faults"]) == (0, 5, 5, [])
