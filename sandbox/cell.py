@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from sandbox.cell_walls import CellKind, cell_command, zygote_source
+from sandbox.cgroup import CellGroup
 from sandbox.channels import memory_file
 from sandbox.endings import Ending, conclude
 from sandbox.errors import IsolationError, SandboxError
@@ -43,8 +44,9 @@ class Cell:
     Raises SandboxError when it does not start; nothing is left of it then.
     """
 
-    def __init__(self, kind: CellKind, bwrap: str = "bwrap") -> None:
+    def __init__(self, kind: CellKind, bwrap: str = "bwrap", cgroup: str = "") -> None:
         self.kind = kind
+        self._group = CellGroup(cgroup) if cgroup else None
         self.num_jobs = 0
         self.is_clean = True
         """False once something happened after which no further job may be given to it."""
@@ -56,7 +58,7 @@ class Cell:
             ours.pop_all()  # from here on they are closed with the cell
         self._zygote: list[int] = []
         self._end = weakref.finalize(
-            self, _end, self._process, self._zygote, self._control, self._page, self._diagnostics
+            self, _end, self._process, self._zygote, self._control, self._page, self._diagnostics, self._group
         )
         self._wait_until_ready()
 
@@ -85,6 +87,9 @@ class Cell:
             try:
                 self.pid = children(self._process.pid, num_threads=1)[0]
                 self._zygote.append(os.pidfd_open(self.pid))
+                if self._group is not None:
+                    self._group.take_in(self._process.pid)
+                    self._group.take_in(self.pid)
                 self._read_diagnostics()
                 return
             except (IndexError, OSError) as error:
@@ -109,6 +114,10 @@ class Cell:
         """Run one job to its end. Raises SandboxError or OSError when the cell fails; it is not clean then."""
         self.is_clean = False
         self._page.reset()
+        num_killed = 0
+        if self._group is not None:
+            self._group.set_limits(task.limits)
+            num_killed = self._group.num_killed
         with task.channels() as channels:
             socket.send_fds(self._control, [task.order.pack()], channels.theirs)
             channels.close_theirs()
@@ -119,6 +128,8 @@ class Cell:
             said = self._page.message if self._page.stage is Stage.FAILED else self._read_diagnostics()
             raise SandboxError(f"the cell ended in mid-job: {said or 'without a word'}")
         self.is_clean = answer == ENDED and not seen.is_late
+        if self._group is not None and self._group.num_killed > num_killed and seen.stopped is None:
+            seen.stopped = Verdict.MLE  # between two looks, by the kernel
         return self._conclude(task, seen)
 
     def _conclude(self, task: Task, seen: Watched) -> Execution:
@@ -201,7 +212,12 @@ def _is_readable(descriptor: int, timeout_s: float) -> bool:
 
 
 def _end(
-    process: subprocess.Popen[bytes], zygote: list[int], control: socket.socket, page: Page, diagnostics: int
+    process: subprocess.Popen[bytes],
+    zygote: list[int],
+    control: socket.socket,
+    page: Page,
+    diagnostics: int,
+    group: CellGroup | None,
 ) -> None:
     """Kill the zygote, process 1 of the cell; the kernel kills everything in it, and bubblewrap ends by itself."""
     for descriptor in zygote:
@@ -211,12 +227,14 @@ def _end(
     control.close()
     page.close()
     os.close(diagnostics)
-    with contextlib.suppress(subprocess.TimeoutExpired):
+    try:
         process.wait(_END_SECONDS if zygote else 0.0)
-        return
-    process.kill()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_SECONDS)
+    if group is not None:
+        group.close()
 
 
 class _Starter(threading.Thread):

@@ -25,8 +25,9 @@ JOBS_PER_CELL = 2000
 class Cells:
     """Idle cells by kind. Thread-safe; as many cells are made as there are tasks at the same time."""
 
-    def __init__(self, bwrap: str = "bwrap") -> None:
+    def __init__(self, bwrap: str = "bwrap", cgroup: str = "") -> None:
         self._bwrap = bwrap
+        self._cgroup = cgroup
         self._lock = threading.Lock()
         self._idle: dict[CellKind, list[Cell]] = defaultdict(list)
         self._is_closed = False
@@ -41,7 +42,7 @@ class Cells:
     def _run_once(self, task: Task, is_cancelled: Callable[[], bool], *, is_fresh: bool) -> Execution:
         cell: Cell | None = None
         try:
-            cell = (None if is_fresh else self._take(task.kind)) or Cell(task.kind, self._bwrap)
+            cell = (None if is_fresh else self._take(task.kind)) or Cell(task.kind, self._bwrap, self._cgroup)
             return cell.run(task, is_cancelled)
         except (OSError, SandboxError) as error:
             return system_error(str(error))

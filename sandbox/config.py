@@ -23,6 +23,8 @@ class SandboxConfig:
         size: programs that one pool runs at the same time; with "remote", that it has under way at the services.
         limits: what each program may use.
         bwrap: path or name of the bubblewrap executable.
+        cgroup: a folder of cgroup v2 that is delegated to this user, in which each cell gets a group with the kernel's
+            own limits on memory and processes; "" is none.
         placement: "worker" gives each rollout worker a pool of its own; "node" starts Ray actors with a pool each,
             which all workers share.
         num_actors: actors of placement "node" in all, dealt to the nodes in turn; 0 is one for each node.
@@ -34,6 +36,7 @@ class SandboxConfig:
     size: int = 1
     limits: Limits = field(default_factory=Limits)
     bwrap: str = "bwrap"
+    cgroup: str = ""
     placement: str = "worker"
     num_actors: int = 0
     remote: RemoteConfig = field(default_factory=RemoteConfig)

@@ -42,4 +42,4 @@ def open_pool(config: SandboxConfig) -> ProgramPool:
     """The pool that the configuration asks for. Raises SandboxError if it cannot run programs behind its wall."""
     if config.isolation == "remote":
         return RemotePool(config.remote, config.limits, size=config.size)
-    return SandboxPool(config.size, config.limits, isolation=config.isolation, bwrap=config.bwrap)
+    return SandboxPool(config.size, config.limits, isolation=config.isolation, bwrap=config.bwrap, cgroup=config.cgroup)

@@ -7,8 +7,10 @@ import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 from sandbox.cells import Cells
+from sandbox.cgroup import check_delegated
 from sandbox.config import ISOLATIONS
 from sandbox.endings import system_error
 from sandbox.errors import SandboxError
@@ -32,21 +34,31 @@ class Sandbox:
         isolation: "bubblewrap": warm cells; "landlock"; or "unsafe" to run trusted programs with resource limits only
             (logged as a warning).
         bwrap: path or name of the bubblewrap executable.
+        cgroup: a delegated folder of cgroup v2 in which each cell gets a group of its own, or "" (sandbox.cgroup).
 
     Cells start when they are first needed and stay until `close`, or until the sandbox is forgotten.
 
     Raises IsolationError when root cannot become an unprivileged user here; `check` tests the rest.
     """
 
-    def __init__(self, limits: Limits | None = None, *, isolation: str = "bubblewrap", bwrap: str = "bwrap") -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        isolation: str = "bubblewrap",
+        bwrap: str = "bwrap",
+        cgroup: str = "",
+    ) -> None:
         if isolation not in ISOLATIONS:
             raise ValueError(f"isolation must be one of {', '.join(ISOLATIONS)}, got {isolation!r}")
         self.limits = limits or Limits()
-        self._cells = Cells(bwrap)
+        self._cells = Cells(bwrap, cgroup)
         self._languages = Languages(self._cells)
         self._without_cells: Isolation | None = None
         if isolation == "bubblewrap":
             become_nobody()
+            if cgroup:
+                check_delegated(Path(cgroup))
         else:
             self._without_cells = Landlock() if isolation == "landlock" else Unsafe()
 
@@ -125,6 +137,7 @@ class SandboxPool:
         *,
         isolation: str = "bubblewrap",
         bwrap: str = "bwrap",
+        cgroup: str = "",
         queue_size: int = 1 << 14,
         queue_seconds: float = 600.0,
     ) -> None:
@@ -134,7 +147,7 @@ class SandboxPool:
             raise ValueError(f"a pool's queue_size must not be negative, got {queue_size}")
         if isolation != "unsafe":
             Sandbox.check(bwrap, isolation)
-        self._sandbox = Sandbox(limits, isolation=isolation, bwrap=bwrap)
+        self._sandbox = Sandbox(limits, isolation=isolation, bwrap=bwrap, cgroup=cgroup)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="sandbox")
         self._places = threading.BoundedSemaphore(size + queue_size)
         self._queue_seconds = queue_seconds
