@@ -45,12 +45,20 @@ def load_weights(lm: HybridLM, stream: Stream) -> None:
     Raises ModelError, after the whole stream was read, that lists every missing, unknown and misshapen weight;
     those that fitted have then been written, so a caller that must keep the old weights calls `check_weights` first.
     """
-    _refuse(_faults(lm, stream, lambda place, tensor: place.copy_(tensor)))
+    places = dict(stream_weights(lm))
+    place_weights(lm, stream, lambda name, tensor: places[name].copy_(tensor))
+
+
+def place_weights(lm: HybridLM, stream: Stream, put: Callable[[str, Tensor], object]) -> None:
+    """Call `put` with every weight of a stream under its checkpoint name; `lm`, whose weights may be on "meta", says
+    which there must be. Raises ModelError as `load_weights` does.
+    """
+    _refuse(_faults(lm, stream, put))
 
 
 def check_weights(lm: HybridLM, weights: Iterable[tuple[str, Tensor]]) -> None:
     """Raise ModelError if `load_weights` would, without writing any."""
-    _refuse(_faults(lm, iter(weights), lambda place, tensor: None))
+    _refuse(_faults(lm, iter(weights), lambda name, tensor: None))
 
 
 def fingerprint(lm: HybridLM) -> str:
@@ -62,8 +70,8 @@ def fingerprint(lm: HybridLM) -> str:
     return digest.hexdigest()
 
 
-def _faults(lm: HybridLM, stream: Stream, use: Callable[[Tensor, Tensor], object]) -> list[str]:
-    """Give `use` every weight of `lm` with the tensor of its name; what does not fit, a clause for each."""
+def _faults(lm: HybridLM, stream: Stream, use: Callable[[str, Tensor], object]) -> list[str]:
+    """Give `use` every weight of `lm` with its name in files; what does not fit, a clause for each."""
     places = dict(stream_weights(lm))
     missing = set(places)
     faults = []
@@ -75,7 +83,7 @@ def _faults(lm: HybridLM, stream: Stream, use: Callable[[Tensor, Tensor], object
         elif places[name].shape != tensor.shape:
             faults.append(f"{name} has shape {tuple(tensor.shape)} where {tuple(places[name].shape)} is needed")
         else:
-            use(places[name], tensor)
+            use(name, tensor)
         missing.discard(name)
     return faults + [f"{name} is missing" for name in sorted(missing)]
 
@@ -84,6 +92,12 @@ def _refuse(faults: list[str], where: str | Path = "") -> None:
     if faults:
         weights = f"The weights in {where}" if where else "The weights"
         raise ModelError(f"{weights} must be those of the configured model, but {'; '.join(faults)}.")
+
+
+def blueprint(config: HybridConfig) -> HybridLM:
+    """A model whose weights have names, shapes and dtypes, but no memory."""
+    with torch.device("meta"), _Unset():
+        return HybridLM(config)
 
 
 def load_pretrained(
@@ -137,7 +151,7 @@ def _file_faults(lm: HybridLM, files: WeightFiles) -> list[str]:
             yield name, torch.empty(entry.shape, device="meta")
 
     excused = {name for stacked in files.unreadable for name in _names_in(stacked, lm)}
-    faults = _faults(lm, stand_ins(), lambda place, tensor: None)
+    faults = _faults(lm, stand_ins(), lambda name, tensor: None)
     hidden = {f"{name} is missing" for name, _ in stream_weights(lm) if not files.is_complete or name in excused}
     return files.faults + [fault for fault in faults if fault not in hidden]
 
