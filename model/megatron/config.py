@@ -87,6 +87,7 @@ def _experts(config: HybridConfig) -> dict[str, Any]:
 
 
 def _parallel(layout: Layout) -> dict[str, Any]:
+    is_interleaved = layout.virtual_pipeline > 1
     return {
         "tensor_model_parallel_size": layout.tensor,
         "pipeline_model_parallel_size": layout.pipeline,
@@ -98,7 +99,11 @@ def _parallel(layout: Layout) -> dict[str, Any]:
         # Rows differ in length; the weights of tokens carry the aggregation, so ranks add up and nobody divides.
         "variable_seq_lengths": True,
         "calculate_per_token_loss": True,
-        "deallocate_pipeline_outputs": True,
+        # Interleaved, two stages talk in both directions at once; told apart only if each message goes by itself.
+        "overlap_p2p_comm": is_interleaved,
+        "batch_p2p_comm": not is_interleaved,
+        # Such messages are under way while the schedule goes on: gloo reads the memory then, CUDA's streams wait.
+        "deallocate_pipeline_outputs": torch.cuda.is_available() or not is_interleaved,
         "use_cpu_initialization": not torch.cuda.is_available(),
         "init_method": _zero,
         "output_layer_init_method": _zero,

@@ -42,7 +42,7 @@ def _join(hidden_tD: Tensor, totals_L2E: Tensor) -> Tensor:
     bits = totals_L2E.flatten().view(hidden_tD.dtype)
     width = hidden_tD.shape[1]
     padded = torch.cat([bits, bits.new_zeros(-len(bits) % width)])
-    return torch.cat([hidden_tD, padded.view(-1, width)])[:, None]
+    return torch.cat([hidden_tD[:, None], padded.view(-1, 1, width)])
 
 
 def _part(packed_R1D: Tensor, num_layers: int, num_experts: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Lets megatron-core 0.16 run on CPUs with gloo. Call `before_import` first, then import megatron, then `after_import`.
 
 Megatron takes a CUDA device for granted in a few places that have nothing to do with its mathematics: where tensors
-are made, streams and events, generators, and the names of tensor types. Each is given a CPU meaning here. One thing is
-added that gloo lacks: lists of splits as tensors in all-to-all.
+are made, streams and events, generators, and the names of tensor types. Each is given a CPU meaning here. What gloo lacks is
+added: all-gather and reduce-scatter of tensors of different sizes, and sizes that are tensors in all-to-all.
 """
 
 import contextlib
@@ -67,6 +67,8 @@ def before_import():
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.Tensor.type = _named_as_cuda(torch.Tensor.type)
     dist.all_to_all_single = _with_plain_splits(dist.all_to_all_single)
+    dist.all_gather = _of_different_sizes(dist.all_gather)
+    dist.reduce_scatter = _reduce_scatter
 
 
 def after_import():
@@ -108,3 +110,27 @@ def _with_plain_splits(all_to_all):
         return all_to_all(output, input, plain(output_split_sizes), plain(input_split_sizes), **kwargs)
 
     return called
+
+
+def _of_different_sizes(all_gather):
+    """Gather tensors that differ in their first dimension as if they were as long as the longest."""
+
+    @functools.wraps(all_gather)
+    def called(outputs, tensor, group=None, **kwargs):
+        longest = max(map(len, outputs))
+        if all(len(output) == longest for output in outputs):
+            return all_gather(outputs, tensor, group=group, **kwargs)
+        padded = [output.new_empty(longest, *output.shape[1:]) for output in outputs]
+        filled = torch.cat([tensor, tensor.new_zeros(longest - len(tensor), *tensor.shape[1:])])
+        all_gather(padded, filled, group=group, **kwargs)
+        for output, whole in zip(outputs, padded, strict=True):
+            output.copy_(whole[: len(output)])
+        return None
+
+    return called
+
+
+def _reduce_scatter(output, inputs, group=None):
+    total = torch.cat(inputs)
+    dist.all_reduce(total, group=group)
+    output.copy_(total.split([len(each) for each in inputs])[dist.get_rank(group)])
