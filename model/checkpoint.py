@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import shutil
@@ -117,14 +118,27 @@ def load_pretrained(
     config = dataclasses.replace(config, param_dtype=str(dtype).removeprefix("torch."))
     with torch.device(device), _Unset():
         lm = HybridLM(config)
-    files = scan_folder(folder)
-    _refuse(_file_faults(lm, files), folder)
-    load_weights(lm, ((name, entry.read()) for name, entry in files.entries.items() if not name.endswith(_DERIVED)))
+    load_weights(lm, stream_folder(lm, folder))
     _refuse(
         [f"{name} has numbers that are not finite" for name, weight in stream_weights(lm) if not _finite(weight)],
         folder,
     )
     return lm
+
+
+def stream_folder(lm: HybridLM, folder: str | Path, is_wanted: Callable[[str], bool] = lambda name: True) -> Stream:
+    """(name in the files, tensor) of a folder's weights, which must be those of `lm`; that may be a `blueprint`.
+
+    Tensors of which `is_wanted` wants no checkpoint name are not read, but on "meta". Raises ModelError for everything
+    wrong with files and headers together, before a weight is read.
+    """
+    files = scan_folder(Path(folder))
+    _refuse(_file_faults(lm, files), folder)
+    for name, entry in files.entries.items():
+        if name.endswith(_DERIVED):
+            continue
+        is_read = any(is_wanted(each) for each in _names_in(name, lm))
+        yield name, entry.read() if is_read else torch.empty(entry.shape, device="meta")
 
 
 class _Unset(TorchFunctionMode):
@@ -189,8 +203,23 @@ def save_pretrained(
     the old model, the new one, or a folder without config.json, which `load_pretrained` refuses; never a mixture.
     Raises ModelError for an unknown layout and for a token id that the model does not have.
     """
-    folder = Path(folder)
     tokens = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+    save_stream(lm, stream_weights(lm), folder, layout, max_shard_bytes, **tokens)
+
+
+def save_stream(
+    lm: HybridLM,
+    stream: Stream,
+    folder: str | Path,
+    layout: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    **tokens: int | None,
+) -> None:
+    """`save_pretrained` of weights that come one by one, as `stream_weights` would give those of `lm`.
+
+    `lm` may be a `blueprint`. Memory holds the weights of one file, unless they are views of what is there anyway.
+    """
+    folder = Path(folder)
     for name, token in tokens.items():
         if token is not None and not 0 <= token < lm.config.vocab_size:
             raise ModelError(f"{name} must be one of the model's {lm.config.vocab_size} token ids, not {token}.")
@@ -203,7 +232,7 @@ def save_pretrained(
             stacklevel=2,
         )
     with _replaced_model(folder) as new:
-        _write_weights(lm, new, max_shard_bytes)
+        _write_weights(lm, stream, new, max_shard_bytes)
         _write_json(new / GENERATION_FILE, tokens)
         _write_json(new / CONFIG_FILE, config)
 
@@ -246,14 +275,16 @@ def _replaced_model(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _write_weights(lm: HybridLM, folder: Path, max_shard_bytes: int) -> None:
+def _write_weights(lm: HybridLM, stream: Stream, folder: Path, max_shard_bytes: int) -> None:
     """Write the safetensors, and their index if there are several."""
     shards = _plan_shards(lm, max_shard_bytes)
-    weights = dict(stream_weights(lm))
+    total = 0
     for file, names in shards.items():
-        write_tensors(folder / file, {name: weights[name] for name in names})
+        weights = dict(itertools.islice(stream, len(names)))
+        assert list(weights) == names
+        total += sum(weight.numel() * weight.element_size() for weight in weights.values())
+        write_tensors(folder / file, weights)
     if len(shards) > 1:
-        total = sum(weight.numel() * weight.element_size() for weight in weights.values())
         weight_map = {name: file for file, names in shards.items() for name in names}
         _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 

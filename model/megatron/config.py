@@ -1,4 +1,4 @@
-"""From the model's configuration and a layout to megatron's configuration and process groups."""
+"""From the model's configuration and a layout to megatron's configuration."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core import parallel_state
-from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -91,7 +88,7 @@ def _parallel(layout: Layout) -> dict[str, Any]:
     return {
         "tensor_model_parallel_size": layout.tensor,
         "pipeline_model_parallel_size": layout.pipeline,
-        "virtual_pipeline_model_parallel_size": _virtual(layout),
+        "virtual_pipeline_model_parallel_size": virtual_stages(layout),
         "context_parallel_size": layout.context,
         "expert_model_parallel_size": layout.expert,
         "expert_tensor_parallel_size": layout.tensor,
@@ -119,7 +116,8 @@ def _parallel(layout: Layout) -> dict[str, Any]:
     }
 
 
-def _virtual(layout: Layout) -> int | None:
+def virtual_stages(layout: Layout) -> int | None:
+    """As megatron counts them: None unless there are several."""
     return layout.virtual_pipeline if layout.virtual_pipeline > 1 else None
 
 
@@ -127,31 +125,3 @@ def _zero(weight: Tensor) -> None:
     """Weights are loaded, never drawn here (weights.py); until then, and where vocabularies are padded, they are 0."""
     with torch.no_grad():
         weight.zero_()
-
-
-def initialise_ranks(layout: Layout) -> None:
-    """Form megatron's process groups among the processes of torch.distributed, which must be initialised.
-
-    Raises ModelError unless the number of processes is a multiple of a copy's, and experts fit into what is left.
-    """
-    num_ranks, num_copies = dist.get_world_size(), dist.get_world_size() // layout.ranks_per_copy
-    spread = num_copies * layout.context
-    if num_copies * layout.ranks_per_copy != num_ranks or spread % layout.expert:
-        raise ModelError(
-            f"The layout {layout} needs a multiple of {layout.ranks_per_copy} ranks, and its {layout.expert} expert "
-            f"parts must divide context times data ranks, but there are {num_ranks} ranks."
-        )
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tensor,
-        pipeline_model_parallel_size=layout.pipeline,
-        virtual_pipeline_model_parallel_size=_virtual(layout),
-        context_parallel_size=layout.context,
-        expert_model_parallel_size=layout.expert,
-        expert_tensor_parallel_size=layout.tensor,
-    )
-    model_parallel_cuda_manual_seed(0)  # nothing is drawn, but megatron's code asks for its generators
-
-
-def forget_ranks() -> None:
-    """Dissolve the process groups."""
-    parallel_state.destroy_model_parallel()
