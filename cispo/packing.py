@@ -82,7 +82,8 @@ def pack_rows(
     """
     lengths = [len(sample.tokens_T) for sample in samples]
     members = _balance(lengths, max_row_tokens, num_ranks)
-    return [_row([samples[i] for i in row], [weights[i] for i in row], version) for row in members]
+    total = sum(lengths)
+    return [_row([samples[i] for i in row], [weights[i] for i in row], version, total) for row in members]
 
 
 def _split_by_group(samples: Sequence[Sample], num_batches: int) -> list[list[Sample]]:
@@ -127,7 +128,7 @@ def _balance(lengths: Sequence[int], max_row_tokens: int, num_ranks: int) -> lis
         num_rows += 1
 
 
-def _row(samples: Sequence[Sample], weights: Sequence[float], version: int) -> PackedRow:
+def _row(samples: Sequence[Sample], weights: Sequence[float], version: int, total_tokens: int) -> PackedRow:
     lengths = [len(sample.tokens_T) for sample in samples]
     mask_T = np.concatenate([sample.mask_T for sample in samples])
     weight_T: Floats = np.repeat(np.asarray(weights, dtype=np.float64), lengths).astype(np.float32)
@@ -142,4 +143,5 @@ def _row(samples: Sequence[Sample], weights: Sequence[float], version: int) -> P
         weight_T=np.where(mask_T, weight_T, 0.0).astype(np.float32),
         age_T=np.where(version_T >= 0, version - version_T, -1).astype(np.int64),
         members=tuple((sample.group, sample.member) for sample in samples),
+        share=sum(lengths) / total_tokens,
     )

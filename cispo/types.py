@@ -215,6 +215,7 @@ class PackedRow:
     weight_T: Floats
     age_T: Ints
     members: tuple[tuple[int, int], ...]
+    share: float
 
     @property
     def num_tokens(self) -> int:

@@ -1,7 +1,7 @@
 """The policy: a hybrid of lightning and softmax attention with experts. Imports torch and nothing of ours."""
 
 from model.cache import HybridCache
-from model.checkpoint import load_pretrained, save_pretrained
+from model.checkpoint import load_pretrained, save_pretrained, write_pretrained
 from model.config import HybridConfig
 from model.errors import ModelError
 from model.hybrid import HybridLM
@@ -17,4 +17,5 @@ __all__ = [
     "Tokenizer",
     "load_pretrained",
     "save_pretrained",
+    "write_pretrained",
 ]

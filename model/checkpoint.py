@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
-import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -35,9 +33,13 @@ NATIVE_NORM_EPS = 1e-6
 _DERIVED = ("slope_rate", "query_decay", "key_decay", "diagonal_decay", "inv_freq")
 
 
-def stream_weights(lm: HybridLM) -> Stream:
-    """(name, tensor) of every weight under its checkpoint name, experts one by one. Views: copy before you keep."""
-    return _names(lm).in_files((name, parameter.detach()) for name, parameter in lm.named_parameters())
+def stream_weights(lm: HybridLM, parameters: Iterable[tuple[str, Tensor]] | None = None) -> Stream:
+    """(name, tensor) of every weight under its checkpoint name, experts one by one. Views: copy before you keep.
+
+    `parameters`, by their names in `lm`, are streamed in place of its own, if given.
+    """
+    found = lm.named_parameters() if parameters is None else parameters
+    return _names(lm.config).in_files((name, parameter.detach()) for name, parameter in found)
 
 
 def load_weights(lm: HybridLM, stream: Stream) -> None:
@@ -76,7 +78,7 @@ def _faults(lm: HybridLM, stream: Stream, use: Callable[[str, Tensor], object]) 
     places = dict(stream_weights(lm))
     missing = set(places)
     faults = []
-    for name, tensor in _names(lm).in_files(stream):
+    for name, tensor in _names(lm.config).in_files(stream):
         if name.endswith(_DERIVED):
             continue
         if name not in places:
@@ -95,12 +97,6 @@ def _refuse(faults: list[str], where: str | Path = "") -> None:
         raise ModelError(f"{weights} must be those of the configured model, but {'; '.join(faults)}.")
 
 
-def blueprint(config: HybridConfig) -> HybridLM:
-    """A model whose weights have names, shapes and dtypes, but no memory."""
-    with torch.device("meta"), _Unset():
-        return HybridLM(config)
-
-
 def load_pretrained(
     folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> HybridLM:
@@ -116,8 +112,7 @@ def load_pretrained(
     folder = Path(folder)
     config = HybridConfig.from_hf(read_json(folder / CONFIG_FILE))
     config = dataclasses.replace(config, param_dtype=str(dtype).removeprefix("torch."))
-    with torch.device(device), _Unset():
-        lm = HybridLM(config)
+    lm = unset_model(config, device)
     load_weights(lm, stream_folder(lm, folder))
     _refuse(
         [f"{name} has numbers that are not finite" for name, weight in stream_weights(lm) if not _finite(weight)],
@@ -126,8 +121,14 @@ def load_pretrained(
     return lm
 
 
+def unset_model(config: HybridConfig, device: str | torch.device = "cpu") -> HybridLM:
+    """A model for weights to be loaded into: its own are whatever the memory held."""
+    with torch.device(device), _Unset():
+        return HybridLM(config)
+
+
 def stream_folder(lm: HybridLM, folder: str | Path, is_wanted: Callable[[str], bool] = lambda name: True) -> Stream:
-    """(name in the files, tensor) of a folder's weights, which must be those of `lm`; that may be a `blueprint`.
+    """(name in the files, tensor) of a folder's weights, which must be those of `lm`; that may be on "meta".
 
     Tensors of which `is_wanted` wants no checkpoint name are not read, but on "meta". Raises ModelError for everything
     wrong with files and headers together, before a weight is read.
@@ -173,7 +174,7 @@ def _file_faults(lm: HybridLM, files: WeightFiles) -> list[str]:
 def _names_in(name: str, lm: HybridLM) -> Iterator[str]:
     """The checkpoint names of a tensor of unknown shape: those of all experts if it is a stack."""
     stack = torch.empty(lm.config.num_local_experts, 2, 1, device="meta")
-    return (each for each, _ in _names(lm).in_files(iter([(name, stack)])))
+    return (each for each, _ in _names(lm.config).in_files(iter([(name, stack)])))
 
 
 def _finite(weight: Tensor) -> bool:
@@ -203,38 +204,46 @@ def save_pretrained(
     the old model, the new one, or a folder without config.json, which `load_pretrained` refuses; never a mixture.
     Raises ModelError for an unknown layout and for a token id that the model does not have.
     """
-    tokens = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
-    save_stream(lm, stream_weights(lm), folder, layout, max_shard_bytes, **tokens)
+    write_pretrained(
+        lm.config,
+        stream_weights(lm),
+        folder,
+        layout,
+        max_shard_bytes,
+        bos_token_id=bos_token_id,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+    )
 
 
-def save_stream(
-    lm: HybridLM,
-    stream: Stream,
+def write_pretrained(
+    config: HybridConfig,
+    weights: Stream,
     folder: str | Path,
     layout: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     **tokens: int | None,
 ) -> None:
-    """`save_pretrained` of weights that come one by one, as `stream_weights` would give those of `lm`.
+    """`save_pretrained` of weights that come one by one, whole and under their checkpoint names.
 
-    `lm` may be a `blueprint`. Memory holds the weights of one file, unless they are views of what is there anyway.
+    Those of one file are held until it is written. The stream is not read if the settings are refused.
     """
     folder = Path(folder)
     for name, token in tokens.items():
-        if token is not None and not 0 <= token < lm.config.vocab_size:
-            raise ModelError(f"{name} must be one of the model's {lm.config.vocab_size} token ids, not {token}.")
-    config = lm.config.to_hf(lm.config.layouts[0] if layout is None else layout) | tokens
-    differences = _native_differences(lm.config) if layout == "minimax" else []
+        if token is not None and not 0 <= token < config.vocab_size:
+            raise ModelError(f"{name} must be one of the model's {config.vocab_size} token ids, not {token}.")
+    described = config.to_hf(config.layouts[0] if layout is None else layout) | tokens
+    differences = _native_differences(config) if layout == "minimax" else []
     if differences:
         warnings.warn(
             f"transformers' minimax {'; it '.join(differences)}; so its logits will differ from this model's "
             "(docs/transformers.md).",
-            stacklevel=2,
+            stacklevel=3,
         )
     with _replaced_model(folder) as new:
-        _write_weights(lm, stream, new, max_shard_bytes)
+        _write_weights(weights, new, max_shard_bytes)
         _write_json(new / GENERATION_FILE, tokens)
-        _write_json(new / CONFIG_FILE, config)
+        _write_json(new / CONFIG_FILE, described)
 
 
 def _native_differences(config: HybridConfig) -> list[str]:
@@ -275,38 +284,45 @@ def _replaced_model(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _write_weights(lm: HybridLM, stream: Stream, folder: Path, max_shard_bytes: int) -> None:
-    """Write the safetensors, and their index if there are several."""
-    shards = _plan_shards(lm, max_shard_bytes)
+def _write_weights(weights: Stream, folder: Path, max_bytes: int) -> None:
+    """Write the safetensors in the stream's order, each file at most `max_bytes` (but for one larger weight).
+
+    How many files there are, which is part of their names, is known at the end.
+    """
+    files: list[list[str]] = []
     total = 0
-    for file, names in shards.items():
-        weights = dict(itertools.islice(stream, len(names)))
-        assert list(weights) == names
-        total += sum(weight.numel() * weight.element_size() for weight in weights.values())
-        write_tensors(folder / file, weights)
-    if len(shards) > 1:
-        weight_map = {name: file for file, names in shards.items() for name in names}
+    for shard in _shards(weights, max_bytes):
+        write_tensors(folder / f"{len(files)}.part", shard)
+        files.append(list(shard))
+        total += sum(map(_num_bytes, shard.values()))
+    names = [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
+    if len(files) == 1:
+        names = [WEIGHTS_FILE]
+    for i, name in enumerate(names):
+        (folder / f"{i}.part").rename(folder / name)
+    if len(files) > 1:
+        weight_map = {weight: name for name, weights_in in zip(names, files, strict=True) for weight in weights_in}
         _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _names(lm: HybridLM) -> Names:
-    return NAMES[lm.config.family]
-
-
-def _plan_shards(lm: HybridLM, max_bytes: int) -> dict[str, list[str]]:
-    """File name -> weights, in the stream's order, each file at most `max_bytes` (but for one larger weight)."""
-    shards: list[list[str]] = [[]]
+def _shards(weights: Stream, max_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
     room: float = max_bytes
-    for name, weight in stream_weights(lm):
-        size = math.prod(weight.shape) * weight.element_size()
-        if size > room and shards[-1]:
-            shards.append([])
-            room = max_bytes
-        shards[-1].append(name)
-        room -= size
-    if len(shards) == 1:
-        return {WEIGHTS_FILE: shards[0]}
-    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
+    for name, weight in weights:
+        if _num_bytes(weight) > room and shard:
+            yield shard
+            shard, room = {}, max_bytes
+        shard[name] = weight
+        room -= _num_bytes(weight)
+    yield shard
+
+
+def _num_bytes(weight: Tensor) -> int:
+    return weight.numel() * weight.element_size()
+
+
+def _names(config: HybridConfig) -> Names:
+    return NAMES[config.family]
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.cache import HybridCache, Turn
 from model.config import HybridConfig
@@ -41,11 +42,16 @@ class Decoder(nn.Module):
 
 
 class HybridLM(nn.Module):
-    """The policy. Initial weights are normal with `config.initializer_range`, norms are 1."""
+    """The policy. Initial weights are normal with `config.initializer_range`, norms are 1.
+
+    Attributes:
+        recompute: train with what goes from layer to layer only; the backward pass makes the rest again.
+    """
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         self.model = Decoder(config)
         self.lm_head = Head(config)
         with torch.no_grad():
@@ -71,14 +77,17 @@ class HybridLM(nn.Module):
         Args:
             tokens_T, positions_T: int64 [T]; positions restart at 0 with each sequence.
             cu_seqlens: int64 [N + 1], borders of the sequences, from 0 to T. Raises ModelError if they are not.
-            routing: collects what the routers decide.
+            routing: collects what the routers decide; with `recompute`, close it before the backward pass.
             share: the row is one process's share of a longer one (model/context_parallel.py): tokens, positions and
                 `share.own_cu_seqlens` are those of the share, and all processes must call.
         """
         row = self._row(positions_T, cu_seqlens, share=share)
         x = self.model.embed_tokens(tokens_T)
         for layer in self._layers:
-            x = layer(x, row, routing)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, row, routing, use_reentrant=False)
+            else:
+                x = layer(x, row, routing)
         hidden: Tensor = self.model.norm(x)
         return hidden
 

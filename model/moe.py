@@ -30,11 +30,17 @@ class Routing:
     def __init__(self) -> None:
         self.probs: list[Tensor] = []
         self.counts: list[Tensor] = []
+        self._is_closed = False
 
     def add(self, prob_TE: Tensor, counts_E: Tensor) -> None:
         """One layer's router probabilities over all experts, float32 [T, E], and tokens per expert, [E]."""
-        self.probs.append(prob_TE)
-        self.counts.append(counts_E)
+        if not self._is_closed:
+            self.probs.append(prob_TE)
+            self.counts.append(counts_E)
+
+    def close(self) -> None:
+        """Collect no more: a backward pass that makes activations again runs the routers a second time."""
+        self._is_closed = True
 
     def aux_loss(self) -> Tensor:
         """Load-balancing loss over all layers together, with gradient; its minimum is k, experts per token.

@@ -7,6 +7,7 @@ each chunk of tokens as it goes, and has the gradient of the chunk's logits befo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,12 @@ from torch import Tensor
 
 from cispo.loss import Band, TokenCredit, mismatch_metrics, ratio_metrics, token_credit
 from cispo.metrics import Mean, Metric
-from cispo.types import Bools, Floats, PackedRow, UpdateSettings
+from cispo.types import Bools, Floats, Ints, PackedRow, UpdateSettings
 from model import HybridLM, Routing
+from model.head import Coefficients
+
+WeightedLogp = Callable[[Tensor, Tensor, Coefficients, float], tuple[Tensor, Tensor, Tensor]]
+"""`HybridLM.weighted_logp`, or that of a head which lies over several ranks."""
 
 
 @dataclass(frozen=True)
@@ -28,55 +33,77 @@ class RowOutput:
     logp_T: Floats
 
 
-def row_loss(lm: HybridLM, row: PackedRow, settings: UpdateSettings, *, share: float, fresh_weights: bool) -> RowOutput:
+def row_loss(lm: HybridLM, row: PackedRow, settings: UpdateSettings, *, fresh_weights: bool) -> RowOutput:
     """The loss of `row` under `lm`, with a graph.
 
     Args:
         lm: the policy.
         row: one packed row.
         settings: ratio band, mask, temperature and router coefficient.
-        share: the row's part of the update's tokens. It weighs the router's balancing loss, which is taken over each
-            row by itself: the one term that depends on how an update is split.
         fresh_weights: the weights are those that were last published, so tokens of age 0 show the mismatch.
     """
-    device = next(lm.parameters()).device
-    tokens_T = torch.from_numpy(row.tokens_T).to(device)
-    learnt_A = torch.from_numpy(np.flatnonzero(row.mask_T)).to(device)
-
+    device = lm.device
     routing = Routing()
-    hidden_TD = lm(
-        tokens_T, torch.from_numpy(row.positions_T).to(device), torch.from_numpy(row.cu_seqlens).to(device), routing
-    )
+    hidden_TD = lm(*(torch.from_numpy(x).to(device) for x in (row.tokens_T, row.positions_T, row.cu_seqlens)), routing)
+    learnt_A = np.flatnonzero(row.mask_T)
+    before_A = torch.from_numpy(learnt_A - 1).to(device)
+    output = objective(lm.weighted_logp, hidden_TD[before_A], row, learnt_A, settings, fresh_weights=fresh_weights)
+    return with_balance(output, routing, row.share, settings.router_aux_coef)
+
+
+def objective(
+    weighted_logp: WeightedLogp,
+    hidden_AD: Tensor,
+    row: PackedRow,
+    learnt_A: Ints,
+    settings: UpdateSettings,
+    *,
+    fresh_weights: bool,
+) -> RowOutput:
+    """Minus the objective on the tokens `learnt_A` of `row`, with a graph to the hidden states before each of them.
+
+    All learnt tokens of the row, or those of one rank's share of it: no token needs another.
+    """
+    device = hidden_AD.device
+    index_A = torch.from_numpy(learnt_A).to(device)
 
     def learnt(stream_T: np.ndarray) -> Tensor:
-        return torch.from_numpy(stream_T).to(device)[learnt_A]
+        return torch.from_numpy(stream_T).to(device)[index_A]
 
     band = Band(settings.ratio_cap, settings.ratio_floor, settings.mask_above, settings.mask_below)
     behaviour_A, advantage_A, weight_A = map(learnt, (row.behaviour_logp_T, row.advantage_T, row.weight_T))
-    everything_A = torch.ones_like(learnt_A, dtype=torch.bool)
+    everything_A = torch.ones_like(index_A, dtype=torch.bool)
 
     def credit(logp_a: Tensor, a: slice) -> TokenCredit:
         return token_credit(logp_a, behaviour_A[a], advantage_A[a], weight_A[a], everything_A[a], band)
 
-    objective, logp_A, entropy_A = lm.weighted_logp(
-        hidden_TD[learnt_A - 1],
-        tokens_T[learnt_A],
-        lambda logp_a, a: credit(logp_a, a).coefficient_T,
-        settings.temperature,
+    total, logp_A, entropy_A = weighted_logp(
+        hidden_AD, learnt(row.tokens_T), lambda logp_a, a: credit(logp_a, a).coefficient_T, settings.temperature
     )
-    loss = -objective
     metrics = ratio_metrics(credit(logp_A, slice(None)), everything_A, band)
     metrics["actor/entropy"] = Mean.of(entropy_A, everything_A)
-    if routing.counts:
-        auxiliary = routing.aux_loss()
-        metrics["moe/aux_loss"] = Mean(float(auxiliary.detach()) * share, share)
-        metrics["moe/load_imbalance"] = Mean(routing.load_imbalance() * share, share)
-        loss = loss + settings.router_aux_coef * share * auxiliary
     if fresh_weights:
         metrics |= mismatch_metrics(logp_A, behaviour_A, learnt(wholly_fresh(row)))
     logp_T = np.full(row.num_tokens, np.nan, dtype=np.float32)
-    logp_T[row.mask_T] = logp_A.cpu().numpy()
-    return RowOutput(loss, metrics, logp_T)
+    logp_T[learnt_A] = logp_A.cpu().numpy()
+    return RowOutput(-total, metrics, logp_T)
+
+
+def with_balance(output: RowOutput, routing: Routing, share: float, coefficient: float) -> RowOutput:
+    """`output` with the routers' balancing loss and its metrics.
+
+    The loss is taken over each row by itself and weighed by the row's share of the update: the one term that depends
+    on how an update is split (docs/decisions/balancing-loss.md).
+    """
+    routing.close()
+    if not routing.counts:
+        return output
+    auxiliary = routing.aux_loss()
+    metrics = output.metrics | {
+        "moe/aux_loss": Mean(float(auxiliary.detach()) * share, share),
+        "moe/load_imbalance": Mean(routing.load_imbalance() * share, share),
+    }
+    return RowOutput(output.loss + coefficient * share * auxiliary, metrics, output.logp_T)
 
 
 def wholly_fresh(row: PackedRow) -> Bools:

@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
-from model.checkpoint import save_stream, stream_folder
+from model.checkpoint import stream_folder, write_pretrained
 from model.megatron.optimizer import StageOptimizer
 from model.megatron.schedule import Stages
 from model.megatron.weights import ParallelWeights
@@ -67,7 +67,7 @@ def export_folder(weights: ParallelWeights, folder: str | Path, layout: str | No
     """
     stream = weights.stream(only_first_rank=True)
     if dist.get_rank() == 0:
-        save_stream(weights.blueprint, stream, folder, layout, **options)
+        write_pretrained(weights.config, stream, folder, layout, **options)
     for _ in stream:
         pass
     dist.barrier()

@@ -9,12 +9,13 @@ Shapes: t tokens of this rank, D model width, L layers, E experts, R rows of wha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from model.moe import Routing
 
 
 def no_totals(num_layers: int, num_experts: int, like: Tensor) -> Tensor:
@@ -76,39 +77,31 @@ class _Unpack(torch.autograd.Function):
         return _join(grads[0], grads[1]), None, None
 
 
-@dataclass(frozen=True)
-class RowRouting:
-    """What model.moe.Routing knows of one row, of which the ranks have routed a part each.
+class RowRouting(Routing):
+    """model.moe.Routing of one row, of which the ranks have routed a part each.
 
-    Attributes:
-        prob_E: sums of probabilities over the layers and over the tokens that tensor ranks share, with gradient.
-        counts_LE: visits of all tokens of the row, also of those of other context ranks.
+    Args:
+        totals_L2E: of this rank's part.
         num_tokens: of the row.
+        tensor, context: the ranks that have the others; all of them must call.
     """
 
-    prob_E: Tensor
-    counts_LE: Tensor
-    num_tokens: int
-
-    @classmethod
-    def of_totals(
-        cls, totals_L2E: Tensor, num_tokens: int, tensor: dist.ProcessGroup, context: dist.ProcessGroup
-    ) -> RowRouting:
-        """From the totals of this rank's part; all ranks of both groups must call."""
+    def __init__(
+        self, totals_L2E: Tensor, num_tokens: int, tensor: dist.ProcessGroup, context: dist.ProcessGroup
+    ) -> None:
+        super().__init__()
+        self.num_tokens = num_tokens
         total_L2E = totals_L2E.detach().clone()
         dist.all_reduce(total_L2E, group=tensor)
         # The value of all tensor ranks, and the gradient of one's own part: each of them has this same loss.
         own_E = totals_L2E[:, 0].sum(0)
-        prob_E = own_E + (total_L2E[:, 0].sum(0) - own_E.detach())
+        self.prob_E = own_E + (total_L2E[:, 0].sum(0) - own_E.detach())
         dist.all_reduce(total_L2E, group=context)
-        return cls(prob_E, total_L2E[:, 1], num_tokens)
+        self.counts = list(total_L2E[:, 1])
+        self.close()
 
     def aux_loss(self) -> Tensor:
-        """This context rank's part of `Routing.aux_loss`; the parts of the row add up to it."""
-        rows = self.num_tokens * len(self.counts_LE)
-        share_E = self.counts_LE.sum(0) / rows
+        """This context rank's part of the row's balancing loss: the parts add up to it."""
+        rows = self.num_tokens * len(self.counts)
+        share_E = torch.stack(self.counts).sum(0) / rows
         return (share_E * self.prob_E).sum() / rows * len(share_E)
-
-    def load_imbalance(self) -> float:
-        """As `Routing.load_imbalance`, the same on all ranks of the row."""
-        return float((self.counts_LE.amax(1) / self.counts_LE.mean(1)).mean())

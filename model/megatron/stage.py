@@ -75,7 +75,7 @@ class Stage(MegatronModule):  # type: ignore[misc]
         x, totals = self._run_layers(x, totals, row)
         if not self.post_process:
             return pack(x, totals)
-        routing = RowRouting.of_totals(totals, row.num_tokens, self.ranks.tp, self.ranks.cp)
+        routing = RowRouting(totals, row.num_tokens, self.ranks.tp, self.ranks.cp)
         return self._for_head(self.norm(x)).index_select(0, row.before_a), routing
 
     def _enter(self, row: RankRow) -> tuple[Tensor, Tensor]:

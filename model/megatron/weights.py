@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from model.checkpoint import blueprint, place_weights
+from model.checkpoint import place_weights, unset_model
 from model.checkpoint import stream_weights as stream_whole
 from model.checkpoint_names import Stream
 from model.megatron.schedule import Stages
@@ -50,7 +50,7 @@ class ParallelWeights:
 
     def __init__(self, stages: Stages) -> None:
         self.config = stages[0].config.hybrid
-        self.blueprint = blueprint(self.config)
+        self.blueprint = unset_model(self.config, "meta")
         self.tensor = parallel_state.get_tensor_model_parallel_group()
         self.parts: dict[str, WeightPart] = {
             part.name: part for stage in stages for part in parts_of(stage.module, self.config.num_local_experts)

@@ -16,7 +16,7 @@ from cispo.learner.row import wholly_fresh
 from cispo.optimizer import OptimizerConfig
 from cispo.packing import pack
 from cispo.types import PackedRow, UpdateSettings
-from model import load_pretrained
+from model import HybridLM, load_pretrained
 from model.checkpoint import load_weights
 from model.mismatch import mismatch_by_kind
 
@@ -169,17 +169,22 @@ def test_a_new_optimizer_forgets_the_moments(make_lm, batches):
     assert_equal(weights_of(used), weights_of(fresh))
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "foreign"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "foreign", "wider"])
 def test_a_state_that_cannot_be_read_is_an_error_with_the_folder(make_lm, tmp_path, damage):
     learner = make_learner(make_lm)
     learner.save(tmp_path)
     if damage == "missing":
-        (tmp_path / "optimizer.pt").unlink()
+        (tmp_path / ".metadata").unlink()
     if damage == "cut":
-        path = tmp_path / "weights.safetensors"
+        path = tmp_path / "__0_0.distcp"
         path.write_bytes(path.read_bytes()[:100])
     if damage == "foreign":
-        torch.save({"state": {}, "param_groups": []}, tmp_path / "optimizer.pt")
+        other = HybridLM(dataclasses.replace(learner.model_config, attn_type_list=(0,), num_hidden_layers=1))
+        LocalLearner(other, LearnerConfig()).save(tmp_path)
+    if damage == "wider":
+        LocalLearner(HybridLM(dataclasses.replace(learner.model_config, hidden_size=16)), LearnerConfig()).save(
+            tmp_path
+        )
     with pytest.raises(CheckpointError, match=f"state in {tmp_path} cannot be read"):
         learner.load(tmp_path)
 
@@ -324,6 +329,7 @@ def test_a_sequence_that_got_new_weights_under_way_is_not_fresh():
         weight_T=np.zeros(7, np.float32),
         age_T=np.array([-1, 0, 0, -1, 1, 0, 0]),
         members=((0, 0), (0, 1)),
+        share=1.0,
     )
     assert wholly_fresh(row).tolist() == [True] * 3 + [False] * 4
 

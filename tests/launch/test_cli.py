@@ -101,14 +101,14 @@ def test_an_existing_run_is_not_touched_by_a_new_one(told, whole_run, small):
 
 
 def flip_a_byte(checkpoint):
-    path = checkpoint / "learner" / "weights.safetensors"
+    path = checkpoint / "learner" / "__0_0.distcp"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
 def truncate(checkpoint):
-    path = checkpoint / "learner" / "optimizer.pt"
+    path = checkpoint / "learner" / ".metadata"
     path.write_bytes(path.read_bytes()[:-100])
 
 
@@ -127,8 +127,8 @@ def spoil_the_manifest(checkpoint):
 @pytest.mark.parametrize(
     ("damage", "names"),
     [
-        (flip_a_byte, "learner/weights.safetensors is missing or changed"),
-        (truncate, "learner/optimizer.pt is missing or changed"),
+        (flip_a_byte, "learner/__0_0.distcp is missing or changed"),
+        (truncate, "learner/.metadata is missing or changed"),
         (remove_a_file, "rollouts.json is missing or changed"),
         (remove_the_manifest, "the manifest of checkpoint"),
         (spoil_the_manifest, "the manifest of checkpoint"),

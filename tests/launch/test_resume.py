@@ -80,7 +80,7 @@ def test_a_run_killed_at_a_random_moment_goes_on_as_if_it_had_not_been(killed_an
     [
         ".step_0.unfinished/manifest.json",  # no checkpoint yet: the run begins again
         "rollouts/.step_2.jsonl",
-        ".step_4.unfinished/learner/weights.safetensors",
+        ".step_4.unfinished/learner/__0_0.distcp",
     ],
 )
 def test_a_run_killed_while_it_writes_goes_on_as_if_it_had_not_been(write, killed_and_resumed, whole_run, lines_of):

@@ -1,0 +1,59 @@
+"""The processes that make one update together, and what they tell each other about it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from cispo.metrics import Metric, merge_all
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among them; alone by default.
+
+    Attributes:
+        rank, num_ranks: which one, of how many.
+    """
+
+    rank: int = 0
+    num_ranks: int = 1
+
+    @classmethod
+    def join(cls, address: str, rank: int, num_ranks: int, *, device: str, deadline_seconds: float) -> Ranks:
+        """Meet the others at `address` ("host:port", where rank 0 listens).
+
+        Tensors of a GPU travel by NCCL, those of the CPU and everything small by gloo. Whoever waits for a rank that
+        does not come, here or in any later exchange, gets torch's error after `deadline_seconds`.
+        """
+        on_cpu = torch.device(device).type == "cpu"
+        dist.init_process_group(
+            "gloo" if on_cpu else "cpu:gloo,cuda:nccl",
+            init_method=f"tcp://{address}",
+            rank=rank,
+            world_size=num_ranks,
+            timeout=datetime.timedelta(seconds=deadline_seconds),
+        )
+        return cls(rank, num_ranks)
+
+    def leave(self) -> None:
+        """End the group; nobody can be waited for afterwards."""
+        if self.num_ranks > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def merge(
+        self, loss: float, metrics: Mapping[str, Metric], *, counts: bool = True
+    ) -> tuple[float, Mapping[str, Metric]]:
+        """The sum of all ranks' losses and their metrics merged, the same on each rank to the last bit.
+
+        `counts` is False on a rank whose numbers are copies of another's.
+        """
+        if self.num_ranks == 1:
+            return loss, metrics
+        told: list[tuple[float, Mapping[str, Metric]]] = [(0.0, {})] * self.num_ranks
+        dist.all_gather_object(told, (loss, dict(metrics)) if counts else (0.0, {}))
+        return sum(loss for loss, _ in told), merge_all(metrics for _, metrics in told)

@@ -1,0 +1,120 @@
+"""What all learners do the same way: an update from gradients to guards to step, and weights on their way out.
+
+A backend says how rows are run backward, how a step is made and how whole weights are gathered; whether a step is
+made, and with which rate, is decided here, from numbers that are the same on all ranks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+
+from cispo.learner.config import LearnerConfig
+from cispo.learner.guards import guarded_lr, reason_to_skip
+from cispo.learner.ranks import Ranks
+from cispo.learner.row import RowOutput
+from cispo.metrics import merge_all
+from cispo.protocols import WeightStream
+from cispo.types import PackedBatch, UpdateResult, UpdateSettings
+from model import HybridConfig, write_pretrained
+from model.checkpoint_names import Stream
+
+
+class SharedLearner(ABC):
+    """Implements the Learner protocol but for what a backend does its own way.
+
+    Attributes:
+        model_config: the policy's.
+        config: the learner's.
+        ranks: the processes that make each update together. All of them must make each call, in the same order.
+    """
+
+    model_config: HybridConfig
+    config: LearnerConfig
+    ranks: Ranks
+    _fresh_weights = False
+    """The weights are those that were last streamed out, so tokens of age 0 show the mismatch."""
+
+    def update(self, batch: PackedBatch, settings: UpdateSettings) -> UpdateResult:
+        """One update over all ranks' rows, of which `batch` holds this rank's; rows only bound memory."""
+        outputs = self._backward(batch, settings)
+        grad_norm = self._clip(settings.max_grad_norm)
+        loss, metrics = self.ranks.merge(
+            sum(float(output.loss.detach()) for output in outputs),
+            merge_all(output.metrics for output in outputs),
+            counts=self._counts,
+        )
+        kl = float(metrics["drift/kl"])
+        skipped = reason_to_skip(loss=loss, grad_norm=grad_norm, kl=kl, settings=settings)
+        lr = guarded_lr(kl, settings)
+        if skipped:
+            self._drop()
+        else:
+            self._step(lr)
+            self._fresh_weights = False
+        return UpdateResult(
+            loss=loss,
+            grad_norm=grad_norm,
+            lr=lr,
+            kl=kl,
+            skipped=skipped,
+            metrics=metrics,
+            logp_rows=tuple(output.logp_T for output in outputs),
+        )
+
+    def weights(self) -> WeightStream:
+        """The present weights as numpy, in the checkpoint's names. Read them before the next update.
+
+        numpy knows no bfloat16: such weights travel as float32, which holds them exactly.
+        """
+        self._fresh_weights = True
+        for name, tensor in self._stream():
+            tensor = tensor.detach().cpu()
+            yield name, (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+    def export(self, folder: Path, *, eos_token_id: int | None = None, pad_token_id: int | None = None) -> None:
+        """The policy in Hugging Face layout, written by rank 0."""
+        if self.ranks.rank == 0:
+            write_pretrained(
+                self.model_config, self._stream(), folder, eos_token_id=eos_token_id, pad_token_id=pad_token_id
+            )
+        else:
+            for _ in self._stream():
+                pass
+
+    def close(self) -> None:
+        """Leave the other ranks."""
+        self.ranks.leave()
+
+    @property
+    def _counts(self) -> bool:
+        """False on a rank whose losses and metrics are copies of another's."""
+        return True
+
+    @abstractmethod
+    def _backward(self, batch: PackedBatch, settings: UpdateSettings) -> list[RowOutput]:
+        """Run each row forward and backward; afterwards the gradients are those of the sum over all ranks' rows."""
+
+    @abstractmethod
+    def _clip(self, max_norm: float) -> float:
+        """Scale the gradients down to `max_norm`; returns the global norm before, the same on all ranks."""
+
+    @abstractmethod
+    def _step(self, lr: float) -> None:
+        """Move the weights."""
+
+    @abstractmethod
+    def _drop(self) -> None:
+        """Forget the gradients: neither weights nor moments may know that there was an update."""
+
+    @abstractmethod
+    def _stream(self) -> Stream:
+        """(checkpoint name, whole weight), gathered a few at a time; every rank must read it to the end."""
+
+
+def dtype_of(config: LearnerConfig) -> torch.dtype:
+    """That of weights and activations while learning."""
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return dtype

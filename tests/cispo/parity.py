@@ -1,0 +1,143 @@
+"""The same updates by any learner on any number of ranks: what to train on, how to run ranks, what to compare.
+
+The reference is LocalLearner in one process, whose updates test_learner.py compares with a loop written out.
+"""
+
+import dataclasses
+import pickle
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.multiprocessing as mp
+
+from cispo.learner.config import LearnerConfig
+from cispo.learner.local import LocalLearner
+from cispo.learner.ranks import Ranks
+from cispo.learner.shards import deal, gather_logp
+from cispo.optimizer import OptimizerConfig
+from cispo.packing import pack
+from cispo.types import Sample, UpdateSettings
+from model import HybridConfig, HybridLM
+
+CONFIG = HybridConfig(
+    vocab_size=40, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+    rotary_dim=4, intermediate_size=16, num_local_experts=4, initializer_range=0.2, attn_type_list=(0, 1, 0, 1),
+)  # fmt: skip
+OPTIMIZER = OptimizerConfig(betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1)
+"""eps well above rounding: with a tiny one a weight whose gradient is nothing but rounding moves by a whole step."""
+SETTINGS = UpdateSettings(lr=3e-3, ratio_cap=1.3, mask_below=0.5, mask_above=2.5, max_grad_norm=0.2, temperature=0.9)
+
+
+def learner_config(**changes):
+    return LearnerConfig(optimizer=OPTIMIZER, **changes)
+
+
+def make_lm(seed=0, config=CONFIG):
+    torch.manual_seed(seed)
+    return HybridLM(config)
+
+
+def make_batches():
+    """Three updates of four or five rows: two turns, clipped ratios, tokens dropped by the mask, nothing to learn."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for group in range(9):
+        for member in range(3):
+            runs = [rng.integers(2, 9), *rng.integers(1, 12, size=rng.integers(1, 4))]
+            mask_T = np.concatenate([np.full(length, turn % 2 == 1) for turn, length in enumerate(runs)])
+            mask_T &= (group, member) != (4, 1)
+            samples.append(
+                Sample(
+                    group=group,
+                    member=member,
+                    tokens_T=rng.integers(0, CONFIG.vocab_size, len(mask_T)),
+                    mask_T=mask_T,
+                    behaviour_logp_T=np.where(mask_T, rng.normal(-3.7, 0.7, len(mask_T)), 0).astype(np.float32),
+                    advantage_T=np.where(mask_T, rng.choice([-1.5, -0.5, 1.0, 2.0]), 0).astype(np.float32),
+                    version_T=np.where(mask_T, 3, -1),
+                )
+            )
+    return pack(samples, num_batches=3, max_row_tokens=40, version=3)
+
+
+@dataclass
+class Found:
+    """What a learner made of the batches.
+
+    Attributes:
+        losses, norms: of each update.
+        metrics: of each update, as floats by name.
+        logp: of each update, its rows'.
+        weights: afterwards, as numpy, by checkpoint name.
+    """
+
+    losses: list
+    norms: list
+    metrics: list
+    logp: list
+    weights: dict
+
+
+def learn(learner, batches, settings=SETTINGS, shard=0, num_shards=1):
+    """Run the batches through a learner, or through one rank of it."""
+    results = [learner.update(deal(batch, num_shards)[shard], settings) for batch in batches]
+    weights = {name: array.copy() for name, array in learner.weights()}
+    metrics = [{name: float(metric) for name, metric in result.metrics.items()} for result in results]
+    return Found([r.loss for r in results], [r.grad_norm for r in results], metrics,
+                 [r.logp_rows for r in results], weights)  # fmt: skip
+
+
+def reference(batches, settings=SETTINGS, **changes):
+    """What the local learner in one process makes of them."""
+    return learn(LocalLearner(make_lm(), learner_config(**changes)), batches, settings)
+
+
+def together(config, found, batches):
+    """One Found of those of all ranks: numbers are equal on all of them, logp is put together, rank 0 has weights."""
+    for rank in found[1:]:
+        assert (rank.losses, rank.norms) == (found[0].losses, found[0].norms)
+    logp = []
+    for index, batch in enumerate(batches):
+        shards = [[] for _ in range(config.num_shards)]
+        for rank, result in enumerate(found):
+            shards[config.shard_of(rank)].append(result.logp[index])
+        logp.append(gather_logp(batch, shards))
+    return dataclasses.replace(found[0], logp=logp)
+
+
+def assert_agree(found, wanted, tolerance=1e-5):
+    """Losses, norms, metrics, log-probabilities and weights, relative to the largest of their kind."""
+    np.testing.assert_allclose(found.losses, wanted.losses, rtol=0, atol=tolerance * np.abs(wanted.losses).max())
+    np.testing.assert_allclose(found.norms, wanted.norms, rtol=tolerance)
+    for metrics, expected in zip(found.metrics, wanted.metrics, strict=True):
+        comparable = [name for name in expected if not name.startswith(("moe/", "mismatch/"))]
+        for name in comparable:
+            np.testing.assert_allclose(metrics[name], expected[name], rtol=10 * tolerance, atol=1e-7, err_msg=name)
+    for rows, expected in zip(found.logp, wanted.logp, strict=True):
+        for row, logp_T in zip(rows, expected, strict=True):
+            np.testing.assert_allclose(row, logp_T, rtol=tolerance, atol=tolerance)
+    assert found.weights.keys() == wanted.weights.keys()
+    for name, weight in wanted.weights.items():
+        error = np.abs(found.weights[name].astype(np.float64) - weight).max()
+        assert error <= tolerance * np.abs(weight).max(), (name, error)
+
+
+def on_ranks(num_ranks, work, folder, *arguments):
+    """work(ranks, folder, *arguments) on each of num_ranks gloo processes; what each rank returned, by rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    mp.spawn(_enter, (num_ranks, address, work, folder, arguments), nprocs=num_ranks)
+    return [pickle.loads((folder / f"result_{rank}").read_bytes()) for rank in range(num_ranks)]
+
+
+def _enter(rank, num_ranks, address, work, folder, arguments):
+    torch.set_num_threads(1)
+    ranks = Ranks.join(address, rank, num_ranks, device="cpu", deadline_seconds=120)
+    result = work(ranks, Path(folder), *arguments)
+    (folder / f"result_{rank}").write_bytes(pickle.dumps(result))
+    ranks.leave()
