@@ -48,12 +48,20 @@ def load_weights(lm: HybridLM, stream: Stream) -> None:
     Raises ModelError, after the whole stream was read, that lists every missing, unknown and misshapen weight;
     those that fitted have then been written, so a caller that must keep the old weights calls `check_weights` first.
     """
-    _refuse(_faults(lm, stream, lambda place, tensor: place.copy_(tensor)))
+    places = dict(stream_weights(lm))
+    place_weights(lm, stream, lambda name, tensor: places[name].copy_(tensor))
+
+
+def place_weights(lm: HybridLM, stream: Stream, put: Callable[[str, Tensor], object]) -> None:
+    """Call `put` with every weight of a stream under its checkpoint name; `lm`, whose weights may be on "meta", says
+    which there must be. Raises ModelError as `load_weights` does.
+    """
+    _refuse(_faults(lm, stream, put))
 
 
 def check_weights(lm: HybridLM, weights: Iterable[tuple[str, Tensor]]) -> None:
     """Raise ModelError if `load_weights` would, without writing any."""
-    _refuse(_faults(lm, iter(weights), lambda place, tensor: None))
+    _refuse(_faults(lm, iter(weights), lambda name, tensor: None))
 
 
 def fingerprint(lm: HybridLM) -> str:
@@ -65,8 +73,8 @@ def fingerprint(lm: HybridLM) -> str:
     return digest.hexdigest()
 
 
-def _faults(lm: HybridLM, stream: Stream, use: Callable[[Tensor, Tensor], object]) -> list[str]:
-    """Give `use` every weight of `lm` with the tensor of its name; what does not fit, a clause for each."""
+def _faults(lm: HybridLM, stream: Stream, use: Callable[[str, Tensor], object]) -> list[str]:
+    """Give `use` every weight of `lm` with its name in files; what does not fit, a clause for each."""
     places = dict(stream_weights(lm))
     missing = set(places)
     faults = []
@@ -78,7 +86,7 @@ def _faults(lm: HybridLM, stream: Stream, use: Callable[[Tensor, Tensor], object
         elif places[name].shape != tensor.shape:
             faults.append(f"{name} has shape {tuple(tensor.shape)} where {tuple(places[name].shape)} is needed")
         else:
-            use(places[name], tensor)
+            use(name, tensor)
         missing.discard(name)
     return faults + [f"{name} is missing" for name in sorted(missing)]
 
@@ -105,9 +113,7 @@ def load_pretrained(
     config = HybridConfig.from_hf(read_json(folder / CONFIG_FILE))
     config = dataclasses.replace(config, param_dtype=str(dtype).removeprefix("torch."))
     lm = unset_model(config, device)
-    files = scan_folder(folder)
-    _refuse(_file_faults(lm, files), folder)
-    load_weights(lm, ((name, entry.read()) for name, entry in files.entries.items() if not name.endswith(_DERIVED)))
+    load_weights(lm, stream_folder(lm, folder))
     _refuse(
         [f"{name} has numbers that are not finite" for name, weight in stream_weights(lm) if not _finite(weight)],
         folder,
@@ -119,6 +125,21 @@ def unset_model(config: HybridConfig, device: str | torch.device = "cpu") -> Hyb
     """A model for weights to be loaded into: its own are whatever the memory held."""
     with torch.device(device), _Unset():
         return HybridLM(config)
+
+
+def stream_folder(lm: HybridLM, folder: str | Path, is_wanted: Callable[[str], bool] = lambda name: True) -> Stream:
+    """(name in the files, tensor) of a folder's weights, which must be those of `lm`; that may be on "meta".
+
+    Tensors of which `is_wanted` wants no checkpoint name are not read, but on "meta". Raises ModelError for everything
+    wrong with files and headers together, before a weight is read.
+    """
+    files = scan_folder(Path(folder))
+    _refuse(_file_faults(lm, files), folder)
+    for name, entry in files.entries.items():
+        if name.endswith(_DERIVED):
+            continue
+        is_read = any(is_wanted(each) for each in _names_in(name, lm))
+        yield name, entry.read() if is_read else torch.empty(entry.shape, device="meta")
 
 
 class _Unset(TorchFunctionMode):
@@ -145,7 +166,7 @@ def _file_faults(lm: HybridLM, files: WeightFiles) -> list[str]:
             yield name, torch.empty(entry.shape, device="meta")
 
     excused = {name for stacked in files.unreadable for name in _names_in(stacked, lm)}
-    faults = _faults(lm, stand_ins(), lambda place, tensor: None)
+    faults = _faults(lm, stand_ins(), lambda name, tensor: None)
     hidden = {f"{name} is missing" for name, _ in stream_weights(lm) if not files.is_complete or name in excused}
     return files.faults + [fault for fault in faults if fault not in hidden]
 

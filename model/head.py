@@ -56,7 +56,7 @@ class Head(nn.Module):
 
         The entropy is for watching: it carries no gradient. Raises ModelError unless temperature > 0.
         """
-        logp_T, entropy_T = _Logp.apply(*self._inputs(hidden_TD, temperature), targets_T)
+        logp_T, entropy_T = _Logp.apply(*self._inputs(hidden_TD, temperature), targets_T, self.chunks)
         return logp_T, entropy_T
 
     def weighted_logp(
@@ -67,8 +67,14 @@ class Head(nn.Module):
         The gradient of the sum takes the coefficients as constants, as CISPO does with the clipped ratio.
         Raises ModelError unless temperature > 0.
         """
-        total, logp_T, entropy_T = _WeightedLogp.apply(*self._inputs(hidden_TD, temperature), targets_T, coefficients)
+        total, logp_T, entropy_T = _WeightedLogp.apply(
+            *self._inputs(hidden_TD, temperature), targets_T, coefficients, self.chunks
+        )
         return total, logp_T, entropy_T
+
+    def chunks(self, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> Chunks:
+        """How this head walks over a row."""
+        return Chunks(hidden_TD, weight_VD, targets_T)
 
     def _inputs(self, hidden_TD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Both factors of the logits, in float32 at least; D numbers a token take the temperature sooner than V."""
@@ -82,7 +88,7 @@ class Head(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
     """The distributions of t tokens.
 
     Attributes:
@@ -97,46 +103,74 @@ class _Chunk:
     entropy_t: Tensor
 
 
-class _Chunks:
-    """Walks over a row; two buffers serve all its chunks."""
+class Chunks:
+    """Walks over a row; two buffers serve all its chunks.
 
-    def __init__(self, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> None:
+    A head that holds a part of the vocabulary replaces what looks over all of it: `largest`, `total`, `at_targets`
+    and `add_at_targets`.
+    """
+
+    def __init__(self, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, width: int | None = None) -> None:
+        """`width` sets the tokens of a chunk instead of len(weight_VD): heads that walk together need equal chunks."""
         self.hidden_TD, self.weight_VD, self.targets_T = hidden_TD, weight_VD, targets_T
-        size = max(CHUNK_TOKENS, CHUNK_LOGITS // len(weight_VD))
+        size = max(CHUNK_TOKENS, CHUNK_LOGITS // (width or len(weight_VD)))
         self.parts = [slice(first, min(first + size, len(hidden_TD))) for first in range(0, len(hidden_TD), size)]
         self.logits_tV = hidden_TD.new_empty(min(size, len(hidden_TD)), len(weight_VD))
         self.weight_tV = torch.empty_like(self.logits_tV)
 
-    def chunk(self, part: slice) -> _Chunk:
+    def chunk(self, part: slice) -> Chunk:
         """Passes over [t, V]: product, maximum, difference, exponential, sum, expectation."""
         size = part.stop - part.start
         logits_tV = torch.mm(self.hidden_TD[part], self.weight_VD.T, out=self.logits_tV[:size])
-        peak_t = logits_tV.amax(-1)
+        peak_t = self.largest(logits_tV.amax(-1))
         weight_tV = torch.sub(logits_tV, peak_t[:, None], out=self.weight_tV[:size]).exp_()
-        total_t = weight_tV.sum(-1)
+        total_t = self.total(weight_tV.sum(-1))
         log_sum_t = total_t.log() + peak_t
-        logp_t = logits_tV.gather(1, self.targets_T[part, None]).squeeze(1) - log_sum_t
-        expected_t = torch.bmm(weight_tV[:, None], logits_tV[:, :, None]).view(-1)  # vecdot would make a third [t, V]
+        logp_t = self.at_targets(logits_tV, part) - log_sum_t
+        # vecdot would make a third [t, V]
+        expected_t = self.total(torch.bmm(weight_tV[:, None], logits_tV[:, :, None]).view(-1))
         entropy_t = log_sum_t - expected_t / total_t
-        return _Chunk(weight_tV, total_t, logp_t, entropy_t)
+        return Chunk(weight_tV, total_t, logp_t, entropy_t)
 
     def add_gradients(
-        self, part: slice, chunk: _Chunk, grad_t: Tensor, grad_hidden: Tensor, grad_weight: Tensor
+        self, part: slice, chunk: Chunk, grad_t: Tensor, grad_hidden: Tensor, grad_weight: Tensor
     ) -> None:
         """Add what `grad_t`, the gradient of the chunk's logp [t], means for both factors; uses the chunk up."""
         grad_logits = chunk.weight_tV.mul_((-grad_t / chunk.total_t)[:, None])
-        grad_logits.scatter_add_(1, self.targets_T[part, None], grad_t[:, None])
+        self.add_at_targets(grad_logits, part, grad_t)
         torch.mm(grad_logits, self.weight_VD, out=grad_hidden[part])
         grad_weight.addmm_(grad_logits.T, self.hidden_TD[part])
+
+    def largest(self, peak_t: Tensor) -> Tensor:
+        """The maximum over the vocabulary from that over the part held here."""
+        return peak_t
+
+    def total(self, sum_t: Tensor) -> Tensor:
+        """The sum over the vocabulary from that over the part held here."""
+        return sum_t
+
+    def at_targets(self, logits_tV: Tensor, part: slice) -> Tensor:
+        """The targets' logits [t]."""
+        return logits_tV.gather(1, self.targets_T[part, None]).squeeze(1)
+
+    def add_at_targets(self, grad_tV: Tensor, part: slice, grad_t: Tensor) -> None:
+        """Add `grad_t` where the targets are."""
+        grad_tV.scatter_add_(1, self.targets_T[part, None], grad_t[:, None])
+
+
+MakeChunks = Callable[[Tensor, Tensor, Tensor], Chunks]
 
 
 class _Logp(torch.autograd.Function):
     """Saves its inputs only; the backward pass makes each chunk's logits again."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, make_chunks: MakeChunks
+    ) -> tuple[Tensor, Tensor]:
         logp_T, entropy_T = hidden_TD.new_empty(2, len(hidden_TD)).unbind(0)
-        chunks = _Chunks(hidden_TD, weight_VD, targets_T)
+        ctx.make_chunks = make_chunks
+        chunks = make_chunks(hidden_TD, weight_VD, targets_T)
         for part in chunks.parts:
             chunk = chunks.chunk(part)
             logp_T[part], entropy_T[part] = chunk.logp_t, chunk.entropy_t
@@ -145,13 +179,13 @@ class _Logp(torch.autograd.Function):
         return logp_T, entropy_T
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden_TD, weight_VD, targets_T = ctx.saved_tensors
         grad_hidden, grad_weight = torch.empty_like(hidden_TD), torch.zeros_like(weight_VD)
-        chunks = _Chunks(hidden_TD, weight_VD, targets_T)
+        chunks = ctx.make_chunks(hidden_TD, weight_VD, targets_T)
         for part in chunks.parts:
             chunks.add_gradients(part, chunks.chunk(part), grads[0][part], grad_hidden, grad_weight)
-        return grad_hidden, grad_weight, None
+        return grad_hidden, grad_weight, None, None
 
 
 class _WeightedLogp(torch.autograd.Function):
@@ -159,14 +193,19 @@ class _WeightedLogp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, coefficients: Coefficients
+        ctx: Any,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        targets_T: Tensor,
+        coefficients: Coefficients,
+        make_chunks: MakeChunks,
     ) -> tuple[Tensor, Tensor, Tensor]:
         is_learning = any(ctx.needs_input_grad)
         logp_T, entropy_T = hidden_TD.new_empty(2, len(hidden_TD)).unbind(0)
         total = hidden_TD.new_zeros(())
         if is_learning:
             grad_hidden, grad_weight = torch.empty_like(hidden_TD), torch.zeros_like(weight_VD)
-        chunks = _Chunks(hidden_TD, weight_VD, targets_T)
+        chunks = make_chunks(hidden_TD, weight_VD, targets_T)
         for part in chunks.parts:
             chunk = chunks.chunk(part)
             logp_T[part], entropy_T[part] = chunk.logp_t, chunk.entropy_t
@@ -180,8 +219,8 @@ class _WeightedLogp(torch.autograd.Function):
         return total, logp_T, entropy_T
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         # In place, since the weight's gradient is the largest tensor here; a second pass over the graph is refused by
         # autograd, which sees that a saved tensor has changed.
-        return grad_hidden.mul_(grads[0]), grad_weight.mul_(grads[0]), None, None
+        return grad_hidden.mul_(grads[0]), grad_weight.mul_(grads[0]), None, None, None

@@ -164,12 +164,19 @@ class HybridLM(nn.Module):
         return Turn(slots_N, cache.run(slots_N), length_N, parts, cos, sin)
 
     def _row(self, positions_T: Tensor, cu_seqlens: Tensor, is_fresh: bool = True, share: Share | None = None) -> Row:
-        num_tokens = len(positions_T)
-        check_borders(num_tokens, cu_seqlens)
-        cos, sin = rotary_tables(positions_T, self.config.rotary_dim, self.config.rope_theta)
-        blocks = cut_blocks(cu_seqlens, num_tokens, block_size(self.config.head_dim))
-        if share is None:
-            return Row(cu_seqlens, cos, sin, blocks, sort_into_buckets(cu_seqlens), is_fresh)
-        check_share(share, cu_seqlens)
-        begun_here = cu_seqlens[1:] - cu_seqlens[1] if share.num_continued else cu_seqlens
-        return Row(cu_seqlens, cos, sin, blocks, sort_into_buckets(begun_here), is_fresh, share)
+        return plan_row(self.config, positions_T, cu_seqlens, is_fresh, share)
+
+
+def plan_row(
+    config: HybridConfig, positions_T: Tensor, cu_seqlens: Tensor, is_fresh: bool = True, share: Share | None = None
+) -> Row:
+    """A packed row as the layers see it; arguments and errors as in `HybridLM.forward`."""
+    num_tokens = len(positions_T)
+    check_borders(num_tokens, cu_seqlens)
+    cos, sin = rotary_tables(positions_T, config.rotary_dim, config.rope_theta)
+    blocks = cut_blocks(cu_seqlens, num_tokens, block_size(config.head_dim))
+    if share is None:
+        return Row(cu_seqlens, cos, sin, blocks, sort_into_buckets(cu_seqlens), is_fresh)
+    check_share(share, cu_seqlens)
+    begun_here = cu_seqlens[1:] - cu_seqlens[1] if share.num_continued else cu_seqlens
+    return Row(cu_seqlens, cos, sin, blocks, sort_into_buckets(begun_here), is_fresh, share)

@@ -317,6 +317,13 @@ class DecayAttention(nn.Module):
         raise NotImplementedError
 
 
+def activated_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """SiLU(qkv) [T, H * 3 d], interleaved per head -> queries, keys and values [T, H, d], float32 at least."""
+    qkv = F.silu(qkv.to(torch.promote_types(qkv.dtype, torch.float32)))
+    q, k, v = qkv.view(len(qkv), num_heads, -1).chunk(3, dim=-1)
+    return q, k, v
+
+
 class LightningAttention(DecayAttention):
     """The lightning layer of MiniMax-M1: gated, normed, without positions.
 
@@ -334,10 +341,7 @@ class LightningAttention(DecayAttention):
         self.norm = RMSNorm(inner, config.lightning_norm_eps, dtype)
 
     def _qkv(self, u: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = self.qkv_proj(u)
-        qkv = F.silu(qkv.to(torch.promote_types(qkv.dtype, torch.float32)))
-        q, k, v = qkv.view(len(u), self.num_heads, -1).chunk(3, dim=-1)
-        return q, k, v
+        return activated_heads(self.qkv_proj(u), self.num_heads)
 
     def _project(self, out_THd: Tensor, u: Tensor) -> Tensor:
         gate, heads = self.output_gate(u), out_THd.flatten(1)

@@ -59,6 +59,14 @@ class Routing:
         return float((counts_LE.amax(1) / counts_LE.mean(1)).mean())
 
 
+def choose_experts(weight_ED: Tensor, x_TD: Tensor, num_chosen: int) -> tuple[Tensor, Tensor, Tensor]:
+    """-> probabilities [T, E], weights [T, k] that sum to 1, experts int64 [T, k], in the router weight's dtype."""
+    # experts first: a softmax over a few neighbouring numbers is 15 times slower than one over rows
+    prob_TE = torch.softmax(weight_ED @ x_TD.to(weight_ED.dtype).T, dim=0).T
+    prob_Tk, expert_Tk = torch.topk(prob_TE, num_chosen, dim=-1)
+    return prob_TE, prob_Tk / prob_Tk.sum(-1, keepdim=True), expert_Tk
+
+
 class Router(nn.Module):
     """Picks k experts for each token. Its weight stays float32 when the model around it is cast."""
 
@@ -70,10 +78,7 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> probabilities [T, E], weights [T, k] that sum to 1, experts int64 [T, k]; float32 at least."""
-        # experts first: a softmax over a few neighbouring numbers is 15 times slower than one over rows
-        prob_TE = torch.softmax(self.weight @ x_TD.to(self.weight.dtype).T, dim=0).T
-        prob_Tk, expert_Tk = torch.topk(prob_TE, self.num_chosen, dim=-1)
-        return prob_TE, prob_Tk / prob_Tk.sum(-1, keepdim=True), expert_Tk
+        return choose_experts(self.weight, x_TD, self.num_chosen)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Follow moves between devices and widening casts, but not `model.to(torch.bfloat16)`."""

@@ -1,0 +1,74 @@
+"""AdamW whose moments and float32 weights are spread over data ranks (megatron's distributed optimizer)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+from model.megatron.schedule import Stages
+
+
+class StageOptimizer:
+    """One optimizer for the stages of this rank. All ranks call its methods together.
+
+    Between `grad_norm` and `step` a learner may decide to leave the step out.
+    """
+
+    def __init__(
+        self, stages: Stages, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
+    ) -> None:
+        self.settings = OptimizerConfig(
+            optimizer="adam",
+            lr=0.0,
+            min_lr=0.0,
+            weight_decay=weight_decay,
+            adam_beta1=betas[0],
+            adam_beta2=betas[1],
+            adam_eps=eps,
+            bf16=stages[0].config.bf16,
+            params_dtype=stages[0].config.params_dtype,
+            use_distributed_optimizer=True,
+        )
+        # No overrides: weight decay goes for all weights alike, norms too, as in the other learners.
+        self.megatron: Any = get_megatron_optimizer(self.settings, stages, config_overrides={})
+        self.num_steps = 0
+        for optimizer in self.megatron.chained_optimizers:  # so that checkpoints can be written or read at any time
+            optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
+        self._tell_steps()
+
+    def grad_norm(self) -> float:
+        """The norm of the gradient of the whole model, once `forward_backward` is through; NaN if it is not finite."""
+        self.megatron.prepare_grads()
+        return float(self.megatron.get_grad_norm())
+
+    def step(self, lr: float, grad_norm: float, max_grad_norm: float) -> None:
+        """Update with learning rate `lr` after scaling the gradient down to `max_grad_norm`, if it is longer."""
+        for group in self.megatron.param_groups:
+            group["lr"] = lr
+        for optimizer in self.megatron.chained_optimizers:
+            if optimizer.get_parameters():
+                clip_grad_by_total_norm_fp32(optimizer.get_parameters(), max_grad_norm, grad_norm)
+        self.megatron.step_with_ready_grads()
+        self.num_steps += 1
+
+    def load_moments(self, moments: list[dict[int, Any]], num_steps: int) -> None:
+        """Take over moments and float32 weights as checkpoint.py has read them, after `num_steps` steps."""
+        for optimizer, own in zip(self.megatron.chained_optimizers, moments, strict=True):
+            for state in optimizer.optimizer.state.values():
+                state.pop("step", None)  # megatron looks for it among the tensors
+            optimizer.load_parameter_state_from_fully_reshardable(own)
+        self.num_steps = num_steps
+        self._tell_steps()
+
+    def _tell_steps(self) -> None:
+        """Torch's AdamW counts steps for each weight, fused ones for each group."""
+        for optimizer in self.megatron.chained_optimizers:
+            if isinstance(optimizer.optimizer, torch.optim.AdamW):
+                for state in optimizer.optimizer.state.values():
+                    state["step"] = torch.tensor(float(self.num_steps))
+            else:
+                for group in optimizer.optimizer.param_groups:
+                    group["step"] = self.num_steps
