@@ -47,6 +47,24 @@ class Layout:
         firsts = range(pipeline_rank * size, num_layers, self.pipeline * size)
         return tuple(layer for first in firsts for layer in range(first, first + size))
 
+    def pieces_in_flight(self, pipeline_rank: int) -> int:
+        """Pieces of layers whose backward pass stage `pipeline_rank` still waits for, at most, in megatron's schedules.
+
+        A stage has `virtual_pipeline` pieces. With fewer rows in an update than stages there are fewer.
+        """
+        behind = self.pipeline - pipeline_rank - 1
+        if self.virtual_pipeline == 1:
+            return behind + 1
+        return 2 * behind + (self.virtual_pipeline - 1) * self.pipeline + 1
+
+    def bubble_fraction(self, num_rows: int) -> float:
+        """The part of an update that a rank waits, of `num_rows` equal rows: 1F1B, and interleaved 1F1B.
+
+        Source: Narayanan et al., arXiv 2104.04473, section 2.2, where it is a part of the ideal time instead.
+        """
+        waits = self.pipeline - 1
+        return waits / (waits + self.virtual_pipeline * num_rows)
+
     def __str__(self) -> str:
         parts = [f"{name}={getattr(self, name)}" for name in PARTS if name != "virtual_pipeline"]
         if self.virtual_pipeline != 1:

@@ -114,7 +114,10 @@ def _possible(config: HybridConfig, wish: Layout, num_ranks: int) -> list[Layout
         max(num_ranks, 0),
     )
     parts = product(*([part for part in range(1, limit + 1) if limit % part == 0] for limit in limits))
-    return [Layout(*five, sequence_parallel=wish.sequence_parallel and five[0] > 1) for five in parts]
+    return [
+        Layout(tensor, pipeline, virtual, expert, context, wish.sequence_parallel and tensor > 1)
+        for tensor, pipeline, virtual, expert, context in parts
+    ]
 
 
 def _parts(layout: Layout) -> tuple[int, ...]:
