@@ -7,10 +7,11 @@
 The terms are added as if all were at their largest at once. Left out: communication buffers and padding of their
 buckets, what the allocator and the device's libraries take, temporaries inside an operator, uneven routing, the plan
 of a row (model/row.py), and per token and layer some numbers of routing and norms. Kernels (model/kernels/) keep less
-of a lightning layer than the torch code, which is what is counted here.
+of a lightning layer than the torch code, which is what is counted here. On a CPU, softmax attention over context ranks
+keeps a mask besides, which no GPU needs.
 
 Letters: D model width, A heads x head width, K key/value heads x head width, f expert width, k experts per token,
-B tokens of a lightning block; t tensor ranks, s = t with sequence parallelism and else 1.
+B tokens of a lightning block, c context ranks; t tensor ranks, s = t with sequence parallelism and else 1.
 """
 
 from __future__ import annotations
@@ -118,30 +119,33 @@ def layer_bytes(config: HybridConfig, layer: int, layout: Layout) -> int:
     stream      4 D / s             both norms' results, before and after their weights; and D / s in float32, the
                                     router's input, if the model is narrower
     lightning   4 A / t             normed, weighted and gated heads and the gate; and in float32 8 A / t of queries,
-                                    keys and values, A d / B / t of states, 2 H B / t of scores
-    softmax     (3 A + 2 K) / t     queries, keys, values, output twice
+                                    keys and values, A d / B / t of states, 2 H B / t of scores; with context ranks
+                                    A / t more of queries
+    softmax     (3 A + 2 K) / t     queries, keys, values, output twice; with context ranks 2 A c for 2 K, where one
+                                    sequence is as long as the row: all keys and values, for each query head
     experts     2 k f / t           what enters the nonlinearity; megatron's experts, which any other layout than the
-                                    plain one has, keep k (D + 5 f / t)
+                                    plain one has, keep k (D + 6 f / t)
     """
     width, number = config.hidden_size, config.dtype.itemsize
     stream = width * (4 * number + (WIDE if number < WIDE else 0)) // (layout.tensor if layout.sequence_parallel else 1)
-    return stream + _mixer_bytes(config, layer) // layout.tensor + _expert_bytes(config, layout)
+    return stream + _mixer_bytes(config, layer, layout.context) // layout.tensor + _expert_bytes(config, layout)
 
 
-def _mixer_bytes(config: HybridConfig, layer: int) -> int:
+def _mixer_bytes(config: HybridConfig, layer: int, context: int) -> int:
     number, heads = config.dtype.itemsize, config.num_attention_heads
     inner, kept = heads * config.head_dim, config.num_key_value_heads * config.head_dim
     if config.attn_type_list[layer] != LIGHTNING:
-        return (3 * inner + 2 * kept) * number
+        return (3 * inner + 2 * (inner * context if context > 1 else kept)) * number
     block = block_size(config.head_dim)
-    wide = 8 * inner + inner * config.head_dim // block + 2 * heads * block
+    num_wide = 9 if context > 1 else 8
+    wide = num_wide * inner + inner * config.head_dim // block + 2 * heads * block
     return 4 * inner * number + wide * max(number, WIDE)
 
 
 def _expert_bytes(config: HybridConfig, layout: Layout) -> int:
     width, inner = config.hidden_size, config.intermediate_size
     is_plain = layout.ranks_per_copy == layout.expert == 1
-    visit = 2 * inner if is_plain else width + 5 * inner // layout.tensor
+    visit = 2 * inner if is_plain else width + 6 * inner // layout.tensor
     return config.num_experts_per_tok * visit * config.dtype.itemsize
 
 

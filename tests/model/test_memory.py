@@ -4,12 +4,15 @@ import dataclasses
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from model import HybridConfig, HybridLM, Routing
+from model.context_parallel import Share
 from model.families import make_layer
 from model.head import Head
 from model.layout import Layout
-from model.memory import BFLOAT16, FLOAT32, Storage, Work, layer_bytes, rank_memory
+from model.memory import BFLOAT16, FLOAT32, Work, layer_bytes, rank_memory
 from model.sizes import model_parameters, rank_parameters
 
 CONFIG = HybridConfig(
@@ -40,22 +43,102 @@ def kept_bytes(module, run):
     return sum(size for size, _ in storages.values())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("head_dim", [32, 64])
-@pytest.mark.parametrize("layer", [0, 1], ids=["lightning", "softmax"])
-def test_a_layer_keeps_what_the_formula_says(dtype, head_dim, layer):
-    config = dataclasses.replace(CONFIG, param_dtype=dtype, head_dim=head_dim)
+@pytest.fixture
+def fake_ranks():
+    """A process group whose collectives move nothing: enough to see what would be allocated."""
+
+    def form(num_ranks, rank):
+        dist.init_process_group("fake", rank=rank, world_size=num_ranks, store=FakeStore())
+
+    yield form
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def left_out_per_token(config, layer, layout, make_row):
+    """What a layer keeps more than the formula says, in bytes per token; `make_row` plans a row of 512 tokens."""
     num_tokens = 512  # whole blocks, and a bucket without padding
-    row = HybridLM(config)._row(torch.arange(num_tokens), torch.tensor([0, num_tokens]))
+    row = make_row(HybridLM(config), num_tokens)
     module = make_layer(config, layer)
     torch.manual_seed(0)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     x = torch.randn(num_tokens, config.hidden_size, dtype=config.dtype, requires_grad=True)
-    per_token = kept_bytes(module, lambda: module(x, row, Routing())) / num_tokens
-    left_out = per_token - layer_bytes(config, layer, Layout())
-    # probabilities, choices, places of visits; norms' scales, decays, cosines: none of them grows with any width
-    assert 0 <= left_out < 4 * config.num_local_experts + 180
+    return kept_bytes(module, lambda: module(x, row, Routing())) / num_tokens - layer_bytes(config, layer, layout)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("head_dim", [32, 64])
+@pytest.mark.parametrize("layer", [0, 1], ids=["lightning", "softmax"])
+def test_a_layer_keeps_what_the_formula_says(dtype, head_dim, layer):
+    config = dataclasses.replace(CONFIG, param_dtype=dtype, head_dim=head_dim)
+    left_out = left_out_per_token(config, layer, Layout(), lambda lm, T: lm._row(torch.arange(T), torch.tensor([0, T])))
+    assert 0 <= left_out < SMALL_NUMBERS
+
+
+SMALL_NUMBERS = 4 * CONFIG.num_local_experts + 180
+"""Bytes: probabilities, choices, places of visits; norms' scales, decays, cosines. None grows with a width."""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layer", [0, 1], ids=["lightning", "softmax"])
+def test_the_last_context_rank_of_a_long_sequence_keeps_what_the_formula_says(dtype, layer, fake_ranks):
+    num_ranks = 4
+    fake_ranks(num_ranks, rank=num_ranks - 1)
+
+    def make_row(lm, num_tokens):
+        share = Share.of_group(torch.tensor([0, num_tokens * num_ranks]))
+        return lm._row(torch.arange(num_tokens), share.own_cu_seqlens, share=share)
+
+    config = dataclasses.replace(CONFIG, param_dtype=dtype)
+    left_out = left_out_per_token(config, layer, Layout(context=num_ranks), make_row)
+    local, parallel = (expert_bytes(config, is_plain) for is_plain in (True, False))
+    left_out += parallel - local  # the layer here has the local model's experts
+    states = num_ranks * 4 * config.num_attention_heads * config.head_dim**2 // 512
+    mask = 512 * num_ranks * config.dtype.itemsize
+    assert 0 <= left_out - (mask if layer == 1 else 0) < SMALL_NUMBERS + states
+
+
+def expert_bytes(config, is_plain):
+    """By the last line of the table in `layer_bytes`."""
+    per_visit = 2 * config.intermediate_size if is_plain else config.hidden_size + 6 * config.intermediate_size
+    return config.num_experts_per_tok * per_visit * config.dtype.itemsize
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_experts_of_megatron_keep_what_the_formula_says(dtype, tensor, fake_ranks):
+    pytest.importorskip("megatron.core")
+    from megatron.core import parallel_state
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+    from megatron.core.transformer.mlp import MLPSubmodules
+    from megatron.core.transformer.moe.experts import SequentialMLP
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    fake_ranks(2, rank=0)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor, expert_tensor_parallel_size=tensor, create_gloo_process_groups=False
+    )
+    config = dataclasses.replace(CONFIG, param_dtype=dtype)
+    settings = TransformerConfig(
+        num_layers=1, hidden_size=config.hidden_size, num_attention_heads=4, num_moe_experts=8, moe_router_topk=2,
+        ffn_hidden_size=config.intermediate_size, moe_ffn_hidden_size=config.intermediate_size,
+        params_dtype=config.dtype, bf16=dtype == "bfloat16", tensor_model_parallel_size=tensor,
+        expert_tensor_parallel_size=tensor, sequence_parallel=tensor > 1, gated_linear_unit=True, add_bias_linear=False,
+        activation_func=torch.nn.functional.silu, use_cpu_initialization=True, perform_initialization=False,
+        bias_activation_fusion=False, gradient_accumulation_fusion=False,
+    )  # fmt: skip
+    matrices = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    ranks = ProcessGroupCollection.use_mpu_process_groups()
+    experts = SequentialMLP(8, settings, matrices, pg_collection=ranks)
+    num_tokens, visits = 512, 1024
+    x = torch.randn(visits, config.hidden_size, dtype=config.dtype, requires_grad=True)
+    weights = torch.rand(visits, requires_grad=True)
+    per_token = kept_bytes(experts, lambda: experts(x, torch.full((8,), visits // 8), weights)) / num_tokens
+    parallel_state.destroy_model_parallel()
+    alone = dataclasses.replace(config, intermediate_size=config.intermediate_size // tensor)
+    assert 0 <= per_token - expert_bytes(alone, is_plain=False) <= 4 * config.num_experts_per_tok
 
 
 @pytest.mark.parametrize(("dtype", "storage"), [("float32", FLOAT32), ("bfloat16", BFLOAT16)])
@@ -71,8 +154,15 @@ def test_one_rank_keeps_the_bytes_of_its_tensors(dtype, storage):
     assert memory.activations == 0
 
 
-def test_float32_training_takes_16_bytes_a_parameter():
+def test_adamw_in_float32_takes_16_bytes_a_parameter():
+    lm = HybridLM(CONFIG)
+    optimizer = torch.optim.AdamW(lm.parameters())
+    for parameter in lm.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moments = [state[name].nbytes for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     memory = rank_memory(CONFIG, Layout(), 1, FLOAT32, PLAIN)
+    assert memory.optimizer == sum(moments)
     assert memory.weights + memory.gradients + memory.optimizer == 16 * model_parameters(CONFIG).total
 
 
@@ -201,8 +291,3 @@ def peak_of(run):
             held += event.nbytes()
             most = max(most, held)
     return most
-
-
-def test_storages_are_those_of_adamw():
-    assert Storage(4, 4, 8) == FLOAT32
-    assert Storage(2, 4, 12) == BFLOAT16

@@ -1,5 +1,7 @@
 """Formulas for parameters against the tensors of models built on the meta device, whole and cut into layouts."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -23,6 +25,9 @@ LAYOUTS = [
     ("minimax_m1", Layout(tensor=4, pipeline=16, virtual_pipeline=5, expert=8), 512),
     ("minimax_m1", Layout(tensor=8, pipeline=80), 640),
 ]
+
+
+KINDS = ("lightning", "softmax")
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +54,6 @@ def test_the_formula_counts_what_the_model_holds(name, shape_of, tensors_of):
     assert (parts.experts, parts.routers) == (count("experts."), count("gate.weight") - count("output_gate.weight"))
     assert (parts.lightning, parts.softmax) == (count(*kinds["lightning"]), count(*kinds["softmax"]))
     assert parts.norms == count("layernorm", "model.norm.")
-
-
-KINDS = ("lightning", "softmax")
 
 
 def test_minimax_m1_is_the_published_model(shape_of):
@@ -88,20 +90,45 @@ def test_a_token_is_multiplied_with_two_experts_of_each_layer(name, shape_of, te
     assert active.embedding == shape.hidden_size
 
 
-@pytest.mark.parametrize("part", [f"{name} {layout} {num_ranks}" for name, layout, num_ranks in LAYOUTS])
-def test_a_rank_holds_the_slices_that_the_rules_give_it(part, shape_of, tensors_of):
+@pytest.mark.parametrize("case", LAYOUTS, ids=lambda case: f"{case[0]} {case[1]} {case[2]}")
+def test_a_rank_holds_the_slices_that_the_rules_give_it(case, shape_of, tensors_of):
     """Each tensor of the model is sliced on the meta device, and what each pipeline stage keeps is counted."""
-    name, layout, num_ranks = next(case for case in LAYOUTS if part == f"{case[0]} {case[1]} {case[2]}")
-    shape = shape_of[name]
-    assert layout_faults(shape, layout, num_ranks) == []
+    name, layout, num_ranks = case
+    assert layout_faults(shape_of[name], layout, num_ranks) == []
     for stage in range(layout.pipeline):
-        slices = [
-            sliced
-            for key, tensor in tensors_of[name].items()
-            if stage in stages_with(key, shape.num_hidden_layers, layout)
-            for sliced in [rank_slice(key, tensor, layout)]
-        ]
-        assert rank_parameters(shape, layout, stage).total == sum(sliced.numel() for sliced in slices)
+        slices = rank_slices(tensors_of[name], shape_of[name].num_hidden_layers, layout, stage)
+        assert rank_parameters(shape_of[name], layout, stage).total == sum(t.numel() for t in slices.values())
+
+
+def test_the_bytes_of_the_scaling_page_are_those_of_its_ranks_slices(shape_of, tensors_of, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs"))
+    import generate_scaling
+
+    for case in generate_scaling.CASES:
+        layout, zero = case.layout, case.storage.zero
+        stage, memory = generate_scaling.largest_stage(case)
+        slices = rank_slices(tensors_of[case.model], shape_of[case.model].num_hidden_layers, layout, stage)
+        copies = case.num_ranks // (layout.tensor * layout.pipeline)
+        held = weights = gradients = optimizer = 0
+        for key, tensor in slices.items():
+            sharers = copies // layout.expert if "experts." in key else copies
+            held += tensor.numel()
+            weights += tensor.nbytes / (sharers if zero == 3 else 1)
+            gradients += 4 * tensor.numel() / (sharers if zero >= 2 else 1)
+            optimizer += tensor.numel() * (8 if tensor.dtype == torch.float32 else 12) / sharers
+        assert memory.weights == pytest.approx(weights, abs=3)  # shares of three groups are rounded up
+        assert memory.gradients == pytest.approx(gradients, abs=3)
+        assert memory.optimizer == pytest.approx(optimizer, abs=3)
+        assert held == rank_parameters(shape_of[case.model], layout, stage).total
+
+
+def rank_slices(tensors, num_layers, layout, stage):
+    """What a rank of a pipeline stage keeps of a model's tensors."""
+    return {
+        key: rank_slice(key, tensor, layout)
+        for key, tensor in tensors.items()
+        if stage in stages_with(key, num_layers, layout)
+    }
 
 
 def stages_with(key, num_layers, layout):
