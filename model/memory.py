@@ -6,9 +6,8 @@
 
 The terms are added as if all were at their largest at once. Left out: communication buffers and padding of their
 buckets, what the allocator and the device's libraries take, temporaries inside an operator, uneven routing, the plan
-of a row (model/row.py), and per token and layer some numbers of routing and norms. Kernels (model/kernels/) keep less
-of a lightning layer than the torch code, which is what is counted here. On a CPU, softmax attention over context ranks
-keeps a mask besides, which no GPU needs.
+of a row (model/row.py), the mask that softmax attention over context ranks keeps on a CPU, and per token and layer some
+numbers of routing and norms. Of a lightning layer the torch code is counted, not the kernels (model/kernels/).
 
 Letters: D model width, A heads x head width, K key/value heads x head width, f expert width, k experts per token,
 B tokens of a lightning block, c context ranks; t tensor ranks, s = t with sequence parallelism and else 1.

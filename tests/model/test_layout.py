@@ -116,12 +116,13 @@ def test_one_fault_alone(layout, num_ranks, says):
         check_layout(SMALL, layout, num_ranks)
 
 
-def test_a_vocabulary_of_five_in_four_parts_leaves_one_empty():
-    config = dataclasses.replace(SMALL, vocab_size=5, num_key_value_heads=4)
-    (fault,) = layout_faults(config, Layout(tensor=4), 4)
-    assert fault == "vocab_size=5 in tensor=4 parts of 2 leaves the last one no token"
-    assert padded_vocabulary(5, 4) == 8
-    assert layout_faults(dataclasses.replace(config, vocab_size=7), Layout(tensor=4), 4) == []
+@pytest.mark.parametrize(("vocab_size", "has_fault"), [(4, False), (5, True), (6, True), (7, False), (8, False)])
+def test_a_vocabulary_must_leave_every_part_a_token(vocab_size, has_fault):
+    """Five tokens in four parts of two: the third has one and the fourth none."""
+    config = dataclasses.replace(SMALL, vocab_size=vocab_size, num_key_value_heads=4)
+    fault = f"vocab_size={vocab_size} in tensor=4 parts of 2 leaves the last one no token"
+    assert layout_faults(config, Layout(tensor=4), 4) == ([fault] if has_fault else [])
+    assert padded_vocabulary(vocab_size, 4) == (4 if vocab_size == 4 else 8)
 
 
 def test_a_refusal_names_ways_out():
