@@ -4,6 +4,7 @@ And what is too small for ranks of its own: refusals, bfloat16, gathered logits.
 """
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -91,9 +92,7 @@ def folders(folder):
     with Ranks(Layout(tensor=2)) as ranks:
         load_folder(ranks.weights, folder / "given")
         places = torch.arange(1, len(row.tokens_T))
-        forward_backward(
-            ranks.stages, [TokenRow(row.tokens_T, row.positions_T, row.cu_seqlens, places)], look
-        )
+        forward_backward(ranks.stages, [TokenRow(row.tokens_T, row.positions_T, row.cu_seqlens, places)], look)
     with Ranks(Layout(pipeline=2)) as ranks:
         load_folder(ranks.weights, folder / "given")
         export_folder(ranks.weights, folder / "exported", "minimax", max_shard_bytes=20_000)
@@ -187,14 +186,18 @@ def test_what_was_exported_opens_here_and_in_transformers(folder):
 
     wanted = dict(stream_weights(make_lm()))
     assert len(list((folder / "exported").glob("*.safetensors"))) > 1
-    assert all(torch.equal(weight, wanted[name]) for name, weight in stream_weights(load_pretrained(folder / "exported")))
+    assert all(
+        torch.equal(weight, wanted[name]) for name, weight in stream_weights(load_pretrained(folder / "exported"))
+    )
     model = MiniMaxForCausalLM.from_pretrained(folder / "exported", dtype=torch.float32)
     theirs = dict(model.named_parameters())
     for layer in range(CONFIG.num_hidden_layers):
         stack = theirs[f"model.layers.{layer}.mlp.experts.down_proj"]
         ours = [wanted[f"model.layers.{layer}.block_sparse_moe.experts.{e}.w2.weight"] for e in range(4)]
         assert torch.equal(stack, torch.stack(ours))
-    assert torch.equal(theirs["model.layers.2.self_attn.qkv_proj.weight"], wanted["model.layers.2.self_attn.qkv_proj.weight"])
+    assert torch.equal(
+        theirs["model.layers.2.self_attn.qkv_proj.weight"], wanted["model.layers.2.self_attn.qkv_proj.weight"]
+    )
     assert torch.equal(theirs["lm_head.weight"], wanted["lm_head.weight"])
 
 
@@ -235,7 +238,5 @@ def test_routing_travels_bit_for_bit(found):
     ],
 )
 def test_what_cannot_work_is_refused_in_a_sentence(found, name, text):
-    import re
-
     for rank in found:
         assert re.search(text, rank["refusals"][name])
