@@ -1,7 +1,7 @@
 """Seconds and bytes per token of long prompts: 10k to a million, through the tokenizer and the engine.
 
-    python benchmarks/long_context.py               about ten minutes
-    python benchmarks/long_context.py --long        also a million tokens through softmax attention: some hours
+    python benchmarks/long_context.py               about two minutes
+    python benchmarks/long_context.py --long        also a million tokens through softmax attention: an hour or two
 
 Two tiny policies, one of lightning layers alone and one with a softmax layer in four. Text is made up piece by piece,
 put through the tokenizer as it comes, read by the engine in pieces of `prefill_tokens`, and answered with

@@ -58,7 +58,7 @@ from launch import build
 from launch.actors import Handle
 from launch.cluster import cluster
 from launch.compose import compose
-from launch.train import make_parts
+from launch.train import make_parts, place_parts
 from model import HybridLM, save_pretrained
 from rollout.episode import response_text_ids
 from rollout.worker import RolloutWorker
@@ -187,11 +187,12 @@ class Ours:
         self.memory = Memory()
         inline = stack.enter_context(cluster(config.cluster))
 
-        def place(name: str, make: Callable[..., Any], *arguments: Any) -> Handle:
-            return inline(name, self.make_worker if make is build.make_worker else make, *arguments)
+        def place(name: str, make: Callable[..., Any], *arguments: Any, **options: Any) -> Handle:
+            return inline(name, self.make_worker if make is build.make_worker else make, *arguments, **options)
 
         memory = cast(Any, self.memory)
-        parts = make_parts(config, build.read_data(config), place, memory, memory, lambda service: service)
+        placed = place_parts(config, place, None)
+        parts = make_parts(config, build.read_data(config), placed, memory, memory, lambda service: service)
         self._take = clocked(parts.rollouts.take, self.seconds, "rollout")
         watched: dict[str, Any] = {
             "learner": SimpleNamespace(update=clocked(parts.learner.update, self.seconds, "update")),

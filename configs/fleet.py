@@ -21,6 +21,7 @@ class ClusterConfig:
         object_store_mb: Ray's shared memory for weights, in MiB.
         start_seconds: how long actors may take to start.
         update_seconds: how long the driver waits for one update, or for the learner's weights.
+        learner_restarts: how often in a row a run goes on from the same checkpoint after a process of the learner died.
     """
 
     kind: str = "local"
@@ -29,6 +30,7 @@ class ClusterConfig:
     object_store_mb: int = 256
     start_seconds: float = 180.0
     update_seconds: float = 1800.0
+    learner_restarts: int = 2
 
     def __post_init__(self) -> None:
         faults = []
@@ -38,6 +40,8 @@ class ClusterConfig:
             faults.append(
                 f"cluster.num_workers and num_threads must be at least 1; got {self.num_workers}, {self.num_threads}."
             )
+        if self.learner_restarts < 0:
+            faults.append(f"cluster.learner_restarts must not be negative; got {self.learner_restarts}.")
         if self.object_store_mb < 80:
             faults.append(
                 f"cluster.object_store_mb must be at least 80, which Ray asks for; got {self.object_store_mb}."

@@ -103,6 +103,11 @@ class RunConfig(TrainerConfig):
                 "sandbox.placement=node starts Ray actors, which cluster.kind=inline does without; use "
                 "sandbox.placement=worker or cluster=local."
             )
+        if self.learner.num_ranks > 1 and self.cluster.kind == "inline":
+            faults.append(
+                f"learner.num_ranks={self.learner.num_ranks} needs a process for each rank, and cluster.kind=inline "
+                f"has one for everything; use cluster=local."
+            )
         if self.sft.steps and not self._demonstrating_tasks():
             faults.append(
                 f"sft.steps={self.sft.steps} asks for a cold start, but sets of files hold no demonstrations; start "

@@ -85,9 +85,12 @@ class InlineHandle:
 class RayHandle:
     """The object lives in a Ray actor, a process of its own."""
 
-    def __init__(self, name: str, make: Callable[..., Any], *arguments: Any, num_threads: int = 1) -> None:
+    def __init__(
+        self, name: str, make: Callable[..., Any], *arguments: Any, num_threads: int = 1, num_gpus: float = 0
+    ) -> None:
         self.name = name
-        self._make, self._arguments, self._num_threads = make, arguments, num_threads
+        self._make, self._arguments = make, arguments
+        self._num_threads, self._num_gpus = num_threads, num_gpus
         self._start()
 
     def _start(self) -> None:
@@ -98,7 +101,9 @@ class RayHandle:
         # A class of its own name makes the list of processes say who is who: ray::rollout_0.call
         resident = type(self.name.replace("-", "_"), (_Resident,), {})
         # No CPUs are reserved: on a small machine learner and workers take turns, and Ray need not know.
-        remote = ray.remote(resident).options(num_cpus=0, runtime_env={"env_vars": environment})
+        remote = ray.remote(resident).options(
+            num_cpus=0, num_gpus=self._num_gpus, runtime_env={"env_vars": environment}
+        )
         self._actor = remote.remote(self._make, *self._arguments)
 
     def started(self) -> Future[int]:

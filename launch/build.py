@@ -20,7 +20,8 @@ from rollout.sampling import Sampling
 from rollout.seeding import stable_rng
 
 if TYPE_CHECKING:
-    from cispo.learner.local import LocalLearner
+    from cispo.learner.ranks import Ranks
+    from cispo.learner.shared import SharedLearner
     from cispo.protocols import PromptSource
     from launch.sandbox_actors import SandboxActors
     from model import HybridLM
@@ -109,11 +110,11 @@ def make_model(config: RunConfig, tokenizer: Tokenizer) -> HybridLM:
     return HybridLM(dataclasses.replace(config.model.shape, vocab_size=tokenizer.vocab_size))
 
 
-def make_learner(config: RunConfig) -> LocalLearner:
-    """The learner with its policy."""
-    from cispo.learner.local import LocalLearner
+def make_learner(config: RunConfig, ranks: Ranks) -> SharedLearner:
+    """One rank of the learner, with its policy."""
+    from cispo.learner.backends import make_learner
 
-    return LocalLearner(make_model(config, make_tokenizer(config)), config.learner)
+    return make_learner(make_model(config, make_tokenizer(config)), config.learner, ranks)
 
 
 def make_worker(config: RunConfig, sandboxes: SandboxActors | None = None) -> RolloutWorker:

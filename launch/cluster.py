@@ -13,7 +13,7 @@ from configs.fleet import ClusterConfig
 from launch.actors import Handle, InlineHandle, RayHandle
 
 Place = Callable[..., Handle]
-"""place(name, make, *arguments) -> a handle on make(*arguments)."""
+"""place(name, make, *arguments, num_gpus=0) -> a handle on make(*arguments), which has so many devices to itself."""
 
 
 @contextmanager
@@ -23,12 +23,12 @@ def cluster(config: ClusterConfig) -> Iterator[Place]:
         if config.kind == "local" and _start_ray(config):
             stack.callback(_stop_ray)
 
-        def place(name: str, make: Callable[..., Any], *arguments: Any) -> Handle:
+        def place(name: str, make: Callable[..., Any], *arguments: Any, num_gpus: float = 0) -> Handle:
             handle: Handle
             if config.kind == "inline":
                 handle = InlineHandle(name, make, *arguments)
             else:
-                handle = RayHandle(name, make, *arguments, num_threads=config.num_threads)
+                handle = RayHandle(name, make, *arguments, num_threads=config.num_threads, num_gpus=num_gpus)
             stack.callback(handle.stop)
             return handle
 

@@ -44,7 +44,8 @@ def run_config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
     """The configuration to judge a policy by: that of its run if it has one, else the defaults."""
     folder = policy_folder(path)
     run = next((place for place in (path, path.parent) if (place / "config.yaml").is_file()), None)
-    overrides = ["sft.steps=0", *overrides]  # the policy is there: what it is judged on need not have demonstrations
+    # The policy is there: what it is judged on need not have demonstrations, and no learner's ranks are started.
+    overrides = ["sft.steps=0", "learner.num_ranks=1", *overrides]
     config = load_config(run / "config.yaml", overrides) if run else compose(overrides)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(folder)))
 

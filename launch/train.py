@@ -21,12 +21,13 @@ from launch import build
 from launch.actors import Handle
 from launch.build import Data
 from launch.cluster import Place, cluster, wait_until_started
+from launch.learner_ranks import LearnerDied, LearnerRanks, RankHost
 from launch.report import write_report
 from launch.run_folder import check_folder, one_driver, resume_hint, saved_config
 from launch.sandbox_actors import SandboxActors, shared_sandboxes
 from launch.summary import summarise
 from launch.trackers import Trackers, open_trackers
-from launch.weight_sync import LearnerHost, ObjectStoreSync, RemoteLearner
+from launch.weight_sync import ObjectStoreSync
 from rewards.custom import CustomReward
 from rollout.service import Draw, RolloutService
 
@@ -39,7 +40,7 @@ Wrap = Callable[[RolloutService], RolloutSource]
 def run_training(
     config: RunConfig, *, resume: bool = False, sft_only: bool = False, wrap: Wrap = lambda service: service
 ) -> Path:
-    """Train, and return the folder of the run.
+    """Train, and return the folder of the run. A learner that dies costs what it learnt since the last checkpoint.
 
     Args:
         config: the run.
@@ -47,6 +48,29 @@ def run_training(
         sft_only: stop after the cold start.
         wrap: puts something between the workers and the loop, such as a control that shuffles rewards.
     """
+    folder = Path(config.runs_folder) / config.name
+    checkpoints = FolderCheckpoints(folder / "checkpoints", config.checkpoints)
+    deaths_at: list[list[int]] = []
+    while True:
+        try:
+            return _run(config, resume=resume, sft_only=sft_only, wrap=wrap)
+        except LearnerDied as error:
+            deaths_at.append(checkpoints.steps())
+            deaths = deaths_at.count(deaths_at[-1])
+            if not deaths_at[-1] or deaths > config.cluster.learner_restarts:
+                raise
+            log.warning(
+                "%s Everything starts again from step %d (%d of cluster.learner_restarts=%d without a new checkpoint).",
+                error,
+                deaths_at[-1][-1],
+                deaths,
+                config.cluster.learner_restarts,
+            )
+            resume = True
+
+
+def _run(config: RunConfig, *, resume: bool, sft_only: bool, wrap: Wrap) -> Path:
+    """One try of `run_training`."""
     folder = Path(config.runs_folder) / config.name
     checkpoints = FolderCheckpoints(folder / "checkpoints", config.checkpoints)
     check_folder(folder, checkpoints, resume=resume)
@@ -95,7 +119,7 @@ def open_run_trackers(config: RunConfig, folder: Path, checkpoints: FolderCheckp
 def make_parts(
     config: RunConfig,
     data: Data,
-    placed: tuple[Handle, list[Handle]],
+    placed: tuple[LearnerRanks, list[Handle]],
     checkpoints: FolderCheckpoints,
     tracker: Trackers,
     wrap: Wrap,
@@ -103,14 +127,12 @@ def make_parts(
     """Everybody who takes part, from the learner and the workers that were placed."""
     learner, workers = placed
     service = make_service(config, data, workers)
-    deadline_seconds = config.cluster.update_seconds
-    remote = RemoteLearner(learner, deadline_seconds=deadline_seconds)
     return Parts(
-        learner=remote,
+        learner=learner,
         rollouts=wrap(service),
-        weights=ObjectStoreSync(learner, service, deadline_seconds=deadline_seconds),
+        weights=ObjectStoreSync(learner, service),
         checkpoints=checkpoints,
-        evaluator=HeldOutEvaluator(service, data.held_out, config.evaluation, probe=remote.probe),
+        evaluator=HeldOutEvaluator(service, data.held_out, config.evaluation, probe=learner.probe),
         tracker=tracker,
         decode=data.tokenizer.decode,
         records_per_step=config.tracking.rollouts_per_step,
@@ -140,11 +162,19 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def place_parts(config: RunConfig, place: Place, sandboxes: SandboxActors | None) -> tuple[Handle, list[Handle]]:
-    """The learner and the workers, started."""
-    learner = place("learner", LearnerHost, build.make_learner, config)
+def place_parts(config: RunConfig, place: Place, sandboxes: SandboxActors | None) -> tuple[LearnerRanks, list[Handle]]:
+    """The learner's ranks and the workers, started."""
+    # One process may choose among all devices of its node; several get one each, which they then see as the only one.
+    num_gpus = 1 if config.learner.num_ranks > 1 and config.learner.device.startswith("cuda") else 0
+    ranks = [
+        place(f"learner-{rank}", RankHost, build.make_learner, config, rank, num_gpus=num_gpus)
+        for rank in range(config.learner.num_ranks)
+    ]
     workers = place_workers(config, place, sandboxes)
-    wait_until_started([learner, *workers], config.cluster.start_seconds)
+    seconds = config.cluster.start_seconds
+    wait_until_started([*ranks, *workers], seconds)
+    learner = LearnerRanks(ranks, config.learner, deadline_seconds=config.cluster.update_seconds)
+    learner.join(seconds)
     return learner, workers
 
 

@@ -1,7 +1,8 @@
 """Attention of new tokens over all that a cache holds, in memory that does not grow with the cache.
 
 A piece of 8,192 prompt tokens after 100,000 others would need 3.5 GB of scores per head in float32. Beyond a few
-million scores they are therefore made a block at a time, with the running maximum and sum of online softmax.
+million scores they are therefore made a block at a time, with the running maximum and sum of online softmax. On a
+CPU in float32 torch's kernel does the same faster (model/kernels/fused_attention.py), and the parts are joined here.
 Forward only. Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
 
 Shapes: n sequences, K key/value heads, g query heads for each, L new tokens, M keys, d head width.
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from model.kernels import fused_attention
 
 MAX_WHOLE = 1 << 22
 """Scores that are made at once, whatever the device; what decodes and short prompts need is far below."""
@@ -33,6 +36,8 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor, before_n: Tensor) -> Tensor:
         [n, K, g, L, d] in q's dtype.
     """
     q = q * q.shape[-1] ** -0.5
+    if fused_attention.pays(q, k):
+        return attend_fused(q, k, v, before_n)
     place_nL = before_n[:, None] + torch.arange(q.shape[3], device=q.device)
     if q[..., 0].numel() * k.shape[2] <= MAX_WHOLE:
         return attend_whole(q, k, v, place_nL)
@@ -47,6 +52,27 @@ def block_shape(rows: int, block: int) -> tuple[int, int]:
     """
     queries = min(256, max(16, block // (512 * rows)))
     return queries, max(128, block // (rows * queries))
+
+
+def attend_fused(q: Tensor, k: Tensor, v: Tensor, before_n: Tensor) -> Tensor:
+    """A sequence at a time by torch's kernel, which makes the scores in small blocks of its own; q is scaled."""
+    outs = [_attend_fused(q[n], k[n], v[n], before) for n, before in enumerate(before_n.tolist())]
+    return torch.stack(outs)
+
+
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor, before: int) -> Tensor:
+    """One sequence [K, g, L, d]: what all its queries see is attended without a mask, the rest causally.
+
+    Queries of padding may stand behind the last key; to the kernel they see all that there is.
+    """
+    stop = before + q.shape[2]
+    if q.shape[2] == 1:
+        return fused_attention.attend(q, k[:, :stop], v[:, :stop])[0]
+    own, own_sum = fused_attention.attend(q, k[:, before:stop], v[:, before:stop], causal=True)
+    if before == 0:
+        return own
+    past, past_sum = fused_attention.attend(q, k[:, :before], v[:, :before])
+    return torch.lerp(past, own, torch.sigmoid(own_sum - past_sum)[..., None])
 
 
 def attend_whole(q: Tensor, k: Tensor, v: Tensor, place_nL: Tensor) -> Tensor:

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from cispo.errors import ConfigError, DeadlineExceeded, WorkerDied
+from cispo.learner.config import LearnerConfig
 from configs.fleet import ClusterConfig
 from launch.actors import InlineHandle, RayHandle
 from launch.cli import main
 from launch.cluster import cluster, wait_until_started
-from launch.weight_sync import LearnerDied, ObjectStoreSync, RemoteLearner
+from launch.learner_ranks import LearnerDied, LearnerRanks
+from launch.weight_sync import ObjectStoreSync
 
 SMALLEST = ClusterConfig(num_workers=1, object_store_mb=100)
 
@@ -49,6 +51,9 @@ class Shelf:
 
     def sleep(self):
         time.sleep(60)
+
+    def call(self, method):
+        getattr(self, method)()
 
     def package(self, version):
         time.sleep(60)
@@ -89,21 +94,22 @@ def test_a_defect_keeps_the_traceback_of_its_process():
 
 
 def test_deaths_and_deadlines_say_who_waited_for_whom():
-    handle = RayHandle("learner", Shelf, 5)
+    handle = RayHandle("learner-0", Shelf, 5)
     pid = handle.started().result(timeout=60)
-    assert "ray::learner" in Path(f"/proc/{pid}/cmdline").read_text(), "the process list says who is who"
-    slow = RemoteLearner(handle, deadline_seconds=0.1)
-    with pytest.raises(DeadlineExceeded, match=r"driver waited 0.1 s for the learner to sleep.*cluster.update_seconds"):
-        slow._call("sleep")
-    with pytest.raises(DeadlineExceeded, match=r"driver waited 0.1 s for the learner to pack the weights of version 3"):
-        ObjectStoreSync(handle, rollouts=None, deadline_seconds=0.1).publish(None, version=3)
-    with pytest.raises(DeadlineExceeded, match=r"driver waited 0 s for learner to start.*cluster.start_seconds"):
+    assert "ray::learner_0" in Path(f"/proc/{pid}/cmdline").read_text(), "the process list says who is who"
+    slow = LearnerRanks([handle], LearnerConfig(), deadline_seconds=0.1)
+    with pytest.raises(DeadlineExceeded, match=r"driver waited 0.1 s for learner-0 to sleep.*cluster.update_seconds"):
+        slow._all("sleep")
+    with pytest.raises(DeadlineExceeded, match=r"driver waited 0.1 s for learner-0 to pack the weights of version 3"):
+        ObjectStoreSync(slow, rollouts=None).publish(None, version=3)
+    with pytest.raises(DeadlineExceeded, match=r"driver waited 0 s for learner-0 to start.*cluster.start_seconds"):
         wait_until_started([handle], 0)
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(WorkerDied, match=r"^The process of learner died \([^()]{1,120}\)\.$"):
+    with pytest.raises(WorkerDied, match=r"^The process of learner-0 died \([^()]{1,120}\)\.$"):
         handle.call("get").result(timeout=60)
-    with pytest.raises(LearnerDied, match=r"^The process of learner died .* pack the weights of version 4"):
-        ObjectStoreSync(handle, rollouts=None, deadline_seconds=60).publish(None, version=4)
+    with pytest.raises(LearnerDied, match=r"^The process of learner-0 died .* pack the weights of version 4"):
+        learner = LearnerRanks([handle], LearnerConfig(), deadline_seconds=60)
+        ObjectStoreSync(learner, rollouts=None).publish(None, version=4)
     handle.stop()
 
 
@@ -151,15 +157,38 @@ def test_a_killed_worker_costs_a_warning_and_nothing_else(tmp_path, small, whole
     assert lines_of(tmp_path / "a") == lines_of(whole_run)
 
 
-def test_a_killed_learner_ends_the_run_which_then_goes_on(tmp_path, small, whole_run, lines_of, capsys):
-    killer("ray::learner", tmp_path / "a", 3)
-    assert main(["train", *small(tmp_path, "name=a", "cluster=local", "cluster.num_workers=2")]) == 1
+def test_a_killed_learner_costs_the_steps_since_the_last_checkpoint(tmp_path, small, whole_run, lines_of, caplog):
+    killer("ray::learner_0", tmp_path / "a", 3)
+    with caplog.at_level(logging.WARNING):
+        assert main(["train", *small(tmp_path, "name=a", "cluster=local", "cluster.num_workers=2")]) == 0
+    assert "The process of learner-0 died" in caplog.text
+    assert "Everything starts again from step" in caplog.text
+    assert lines_of(tmp_path / "a") == lines_of(whole_run)
+
+
+def test_without_restarts_a_killed_learner_ends_the_run_which_then_goes_on(
+    tmp_path, small, whole_run, lines_of, capsys
+):
+    killer("ray::learner_0", tmp_path / "a", 3)
+    overrides = small(tmp_path, "name=a", "cluster=local", "cluster.num_workers=2", "cluster.learner_restarts=0")
+    assert main(["train", *overrides]) == 1
     message = capsys.readouterr().err
-    assert message.startswith("cispo: LearnerDied: The process of learner died")
+    assert message.startswith("cispo: LearnerDied: The process of learner-0 died")
     assert "Traceback" not in message
     assert f"`cispo train --resume {tmp_path / 'a'}` goes on from step " in message
     assert main(["train", "--resume", str(tmp_path / "a"), "cluster=inline", "cluster.num_workers=2"]) == 0
     assert lines_of(tmp_path / "a") == lines_of(whole_run)
+
+
+def test_one_of_two_ranks_dies_and_the_run_goes_on_as_if_nothing_had_happened(tmp_path, small, lines_of, caplog):
+    """The other rank only sees its connection close; whose death it was is what people read."""
+    overrides = small(tmp_path, "cluster=local", "cluster.num_workers=1", "learner.num_ranks=2")
+    assert main(["train", *overrides, "name=whole"]) == 0
+    killer("ray::learner_1", tmp_path / "a", 3)
+    with caplog.at_level(logging.WARNING):
+        assert main(["train", *overrides, "name=a"]) == 0
+    assert "The process of learner-1 died" in caplog.text
+    assert lines_of(tmp_path / "a") == lines_of(tmp_path / "whole")
 
 
 def test_more_deaths_than_allowed_end_the_run(tmp_path, small, capsys):

@@ -1,0 +1,202 @@
+"""The learner's ranks, each in a process of its own, and the one learner that the loop sees of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from pathlib import Path
+from typing import Any
+
+from cispo.errors import CispoError, DeadlineExceeded, WorkerDied
+from cispo.learner.config import LearnerConfig
+from cispo.learner.ranks import Ranks
+from cispo.learner.shards import deal, gather_logp
+from cispo.learner.shared import SharedLearner
+from cispo.optimizer import OptimizerConfig
+from cispo.protocols import WeightStream
+from cispo.types import PackedBatch, Trajectory, UpdateResult, UpdateSettings
+from launch.actors import Handle
+from launch.messages import is_message
+from rollout.receiver import WeightPackage, make_package
+
+GRACE_SECONDS = 10.0
+"""How long a rank's error waits for a better one: a rank's death shows at the others first, as a lost connection."""
+
+
+class LearnerDied(CispoError):
+    """A process of the learner is gone, and with it every update since the last checkpoint."""
+
+
+class ExchangeFailed(CispoError):
+    """A rank could not go on because another did not answer."""
+
+
+class RankHost:
+    """One rank of the learner where it lives; there is no learner before `join`."""
+
+    def __init__(self, make: Callable[[Any, Ranks], SharedLearner], config: Any, rank: int) -> None:
+        self._make, self._config, self._rank = make, config, rank
+
+    def address(self) -> str:
+        """A free place on this machine for the ranks to meet at."""
+        with socket.create_server(("", 0)) as probe:
+            return f"{_own_address()}:{probe.getsockname()[1]}"
+
+    def join(self, address: str) -> None:
+        """Meet the other ranks and build this one's part of the learner."""
+        config: LearnerConfig = self._config.learner
+        ranks = Ranks()
+        if config.num_ranks > 1:
+            ranks = Ranks.join(
+                address, self._rank, config.num_ranks, device=config.device, deadline_seconds=config.exchange_seconds
+            )
+        self.learner = self._make(self._config, ranks)
+
+    def call(self, method: str, *arguments: Any, **named: Any) -> Any:
+        """A method of the learner. Raises ExchangeFailed where torch says that another rank is lost."""
+        begin = time.monotonic()
+        try:
+            return getattr(self.learner, method)(*arguments, **named)
+        except RuntimeError as error:
+            if not is_exchange_error(error):
+                raise
+            raise ExchangeFailed(
+                f"learner-{self._rank} lost the other ranks {time.monotonic() - begin:.0f} s into `{method}` "
+                f"({' '.join(str(error).split())[:200]})."
+            ) from error
+
+    def package(self, version: int) -> WeightPackage | None:
+        """The present weights as `version`, on rank 0; the others help to gather them."""
+        stream = self.call("weights")
+        if self._rank == 0:
+            return make_package(stream, version)
+        for _ in stream:
+            pass
+        return None
+
+    def close(self) -> None:
+        """End the learner."""
+        if hasattr(self, "learner"):
+            self.learner.close()
+
+
+class LearnerRanks:
+    """Implements the Learner protocol by calls to all ranks, each with a deadline."""
+
+    def __init__(self, handles: Sequence[Handle], config: LearnerConfig, *, deadline_seconds: float) -> None:
+        self.handles = list(handles)
+        self.config = config
+        self.deadline_seconds = deadline_seconds
+
+    def join(self, seconds: float) -> None:
+        """Let the ranks find each other and build what they hold."""
+        address = self._await("find a place to meet", [self.handles[0].call("address")], seconds)[0]
+        self._await("build the policy", [handle.call("join", address) for handle in self.handles], seconds)
+
+    def update(self, batch: PackedBatch, settings: UpdateSettings) -> UpdateResult:
+        """See Learner; each rank gets its own rows only."""
+        shards = deal(batch, self.config.num_shards)
+        place = [self.config.shard_of(rank) for rank in range(len(self.handles))]
+        calls = [
+            handle.call("call", "update", shards[shard], settings)
+            for handle, shard in zip(self.handles, place, strict=True)
+        ]
+        results: list[UpdateResult] = self._await("update", calls)
+        logp: list[list[Any]] = [[] for _ in shards]
+        for shard, result in zip(place, results, strict=True):
+            logp[shard].append(result.logp_rows)
+        return dataclasses.replace(results[0], logp_rows=gather_logp(batch, logp))
+
+    def weights(self) -> WeightStream:
+        """See Learner; all at once, because an iterator cannot cross a process border."""
+        packages = self._await("send its weights", [handle.call("package", 0) for handle in self.handles])
+        return iter(packages[0].arrays.items())
+
+    def package(self, version: int) -> Any:
+        """A reference to the weights as `version`, which stay with rank 0 or in its node's object store."""
+        calls = [handle.reference("package", version) for handle in self.handles]
+        return self._await(f"pack the weights of version {version}", calls)[0]
+
+    def probe(self, trajectory: Trajectory) -> dict[str, float]:
+        """See Learner."""
+        metrics: dict[str, float] = self._all("probe", trajectory)
+        return metrics
+
+    def new_optimizer(self, config: OptimizerConfig) -> None:
+        """See Learner."""
+        self._all("new_optimizer", config)
+
+    def save(self, folder: Path) -> None:
+        """See Learner; every rank writes its part into the same folder."""
+        self._all("save", folder)
+
+    def load(self, folder: Path) -> None:
+        """See Learner."""
+        self._all("load", folder)
+
+    def export(self, folder: Path, *, eos_token_id: int | None = None, pad_token_id: int | None = None) -> None:
+        """See Learner."""
+        self._all("export", folder, eos_token_id=eos_token_id, pad_token_id=pad_token_id)
+
+    def _all(self, method: str, *arguments: Any, **named: Any) -> Any:
+        """The same call on every rank; what rank 0 returned."""
+        calls = [handle.call("call", method, *arguments, **named) for handle in self.handles]
+        return self._await(method, calls)[0]
+
+    def _await(self, what: str, calls: Sequence[Future[Any]], seconds: float | None = None) -> list[Any]:
+        """The calls' results; a dead or silent rank ends the run with a sentence, for its part of the state is gone."""
+        seconds = self.deadline_seconds if seconds is None else seconds
+        _, pending = wait(calls, timeout=seconds, return_when=FIRST_EXCEPTION)
+        failed = [call for call in calls if call.done() and call.exception() is not None]
+        if failed:
+            _, pending = wait(calls, timeout=GRACE_SECONDS if _is_consequence(failed) else 0)
+            raise _most_telling([call.exception() for call in calls if call.done()], what)
+        if pending:
+            silent = [handle.name for handle, call in zip(self.handles, calls, strict=False) if call in pending]
+            raise DeadlineExceeded(
+                f"The driver waited {seconds:g} s for {', '.join(silent)} to {what}; look at the log, or raise "
+                f"cluster.update_seconds if the learner is that slow."
+            )
+        return [call.result() for call in calls]
+
+
+def is_exchange_error(error: RuntimeError) -> bool:
+    """True for what torch raises when another rank is gone or silent: classes of its own by NCCL, plain by gloo."""
+    import torch.distributed as dist
+
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or "gloo" in text or "connection closed by peer" in text
+
+
+def _is_consequence(failed: Sequence[Future[Any]]) -> bool:
+    return all(isinstance(call.exception(), ExchangeFailed) for call in failed)
+
+
+def _most_telling(errors: Sequence[BaseException | None], what: str) -> BaseException:
+    """A death explains the lost connections of the others; an error of its own is told before them, too."""
+    raised = [error for error in errors if error is not None]
+    for error in raised:
+        if isinstance(error, WorkerDied):
+            return LearnerDied(
+                f"{error} The learner was to {what}, and what it learnt since the last checkpoint went with it."
+            )
+    own = [error for error in raised if not isinstance(error, ExchangeFailed)]
+    if own:
+        return next((error for error in own if is_message(error)), own[0])
+    return LearnerDied(
+        f"{raised[0]} No rank is known to have died, so the network or a rank that is stuck is the cause; what was "
+        f"learnt since the last checkpoint is lost."
+    )
+
+
+def _own_address() -> str:
+    """The address by which other machines reach this one; the loopback where there is no network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("10.255.255.255", 1))  # sends nothing: it only picks the interface
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
