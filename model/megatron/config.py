@@ -18,7 +18,7 @@ FAMILY = "minimax"
 
 
 @dataclass
-class StageConfig(TransformerConfig):  # type: ignore[misc]
+class StageConfig(TransformerConfig):
     """Megatron's configuration, which knows the model's own."""
 
     hybrid: HybridConfig = field(default_factory=HybridConfig)

@@ -51,7 +51,7 @@ class ParallelRouter(Router):
         return weight_tE, chosen_tE, torch.stack([prob_tE[:num_counted].sum(0), counts_E])
 
 
-class ParallelMoE(MoELayer):  # type: ignore[misc]
+class ParallelMoE(MoELayer):
     """model.moe.MoE; its steps are megatron's, put together so that the router's totals come out."""
 
     def forward(self, x: Tensor, num_counted: int) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ def layer_spec(config: StageConfig, layer: int) -> Any:
     return ModuleSpec(module=ParallelLayer, params={"layer": layer}, submodules=parts)
 
 
-class ParallelLayer(MegatronModule):  # type: ignore[misc]
+class ParallelLayer(MegatronModule):
     """model.layer.Layer."""
 
     def __init__(

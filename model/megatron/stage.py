@@ -34,7 +34,7 @@ from model.megatron.routing import RowRouting, no_totals, pack, unpack
 from model.megatron.row import RankRow
 
 
-class Stage(MegatronModule):  # type: ignore[misc]
+class Stage(MegatronModule):
     """A stage of this rank; `number` counts them where a virtual pipeline gives a rank several, None otherwise."""
 
     share_embeddings_and_output_weights = False

@@ -53,7 +53,7 @@ def parts_of(stage: nn.Module, num_experts: int) -> Iterator[WeightPart]:
     group = parallel_state.get_expert_model_parallel_group()
     first_expert = num_experts // group.size() * group.rank()
     for name, parameter in stage.named_parameters():
-        dim = parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
+        dim = getattr(parameter, "partition_dim", None) if getattr(parameter, "tensor_model_parallel", False) else None
         for checkpoint_name, rows in _names(name, parameter, first_expert):
             yield WeightPart(checkpoint_name, parameter, rows, dim)
 

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -99,7 +100,7 @@ class ParallelWeights:
 
     def gradients(self) -> Stream:
         """The same of the gradients that `forward_backward` left with whole_gradients=True, on every rank."""
-        own = {name: part.of(part.parameter.main_grad) for name, part in self.parts.items()}
+        own = {name: part.of(cast(Any, part.parameter).main_grad) for name, part in self.parts.items()}
         dtype = torch.promote_types(self.config.dtype, torch.float32)
         return self._gather([dataclasses.replace(whole, dtype=dtype) for whole in self.wholes], own, False)
 

@@ -1,8 +1,8 @@
 """Lets megatron-core 0.16 run on CPUs with gloo. Call `before_import` first, then import megatron, then `after_import`.
 
 Megatron takes a CUDA device for granted in a few places that have nothing to do with its mathematics: where tensors
-are made, streams and events, generators, and the names of tensor types. Each is given a CPU meaning here. What gloo lacks is
-added: all-gather and reduce-scatter of tensors of different sizes, and sizes that are tensors in all-to-all.
+are made, streams and events, generators, and the names of tensor types. Each is given a CPU meaning here. What gloo
+lacks is added: all-gather and reduce-scatter of tensors of different sizes, and sizes that are tensors in all-to-all.
 """
 
 import contextlib
