@@ -28,6 +28,7 @@ from launch.sandbox_actors import SandboxActors, shared_sandboxes
 from launch.summary import summarise
 from launch.trackers import Trackers, open_trackers
 from launch.weight_sync import ObjectStoreSync
+from model.layout_faults import check_layout
 from rewards.custom import CustomReward
 from rollout.service import Draw, RolloutService
 
@@ -146,6 +147,9 @@ def check_machine(config: RunConfig) -> None:
     if config.model.path and not Path(config.model.path).is_dir():
         raise CheckpointError(f"model.path={config.model.path} is not a folder.")
     check_device(config.learner.device)
+    if config.learner.kind == "megatron":
+        policy = build.make_policy(config, build.make_tokenizer(config))
+        check_layout(policy.config, config.learner.layout, config.learner.num_ranks)
     if config.rewards.custom:
         CustomReward(config.rewards.custom)
 

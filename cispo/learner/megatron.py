@@ -13,11 +13,12 @@ from cispo.learner.config import LearnerConfig
 from cispo.learner.policy import Policy
 from cispo.learner.ranks import Ranks
 from cispo.learner.row import RowOutput, objective, with_balance
-from cispo.learner.shared import SharedLearner, dtype_of
+from cispo.learner.shared import SharedLearner
 from cispo.optimizer import OptimizerConfig
-from cispo.types import PackedBatch, PackedRow, Trajectory, UpdateSettings
+from cispo.types import Ints, PackedBatch, PackedRow, Trajectory, UpdateSettings
 from model.checkpoint import stream_weights
 from model.checkpoint_names import Stream
+from model.layout_faults import check_layout
 from model.megatron.checkpoint import load_checkpoint, load_folder, save_checkpoint
 from model.megatron.config import stage_config
 from model.megatron.optimizer import StageOptimizer
@@ -39,6 +40,7 @@ class MegatronLearner(SharedLearner):
     def __init__(self, policy: Policy, config: LearnerConfig, ranks: Ranks) -> None:
         torch.set_num_threads(config.num_threads)
         self.config, self.ranks = config, ranks
+        check_layout(policy.config, config.layout, config.num_ranks)
         self.model_config = dataclasses.replace(policy.config, param_dtype=config.dtype)
         self.place = initialise_ranks(config.layout)
         options: dict[str, Any] = RECOMPUTE if config.recompute else {}
@@ -121,5 +123,9 @@ class MegatronLearner(SharedLearner):
 
 def token_row(row: PackedRow, device: torch.device) -> TokenRow:
     """What the stages need to know of a row."""
+
+    def there(array: Ints) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
     learnt_A = row.mask_T.nonzero()[0]
-    return TokenRow(*(torch.from_numpy(x).to(device) for x in (row.tokens_T, row.positions_T, row.cu_seqlens, learnt_A)))
+    return TokenRow(there(row.tokens_T), there(row.positions_T), there(row.cu_seqlens), there(learnt_A))

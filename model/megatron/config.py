@@ -99,8 +99,8 @@ def _parallel(layout: Layout) -> dict[str, Any]:
         # Interleaved, two stages talk in both directions at once; told apart only if each message goes by itself.
         "overlap_p2p_comm": is_interleaved,
         "batch_p2p_comm": not is_interleaved,
-        # Such messages are under way while the schedule goes on: gloo reads the memory then, CUDA's streams wait.
-        "deallocate_pipeline_outputs": torch.cuda.is_available() or not is_interleaved,
+        # Messages are under way while the schedule goes on: gloo reads the memory then, CUDA's streams wait.
+        "deallocate_pipeline_outputs": torch.cuda.is_available(),
         "use_cpu_initialization": not torch.cuda.is_available(),
         "init_method": _zero,
         "output_layer_init_method": _zero,
