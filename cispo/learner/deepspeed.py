@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import logging
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -271,7 +271,7 @@ def import_deepspeed(device: str) -> Any:
     """
     place = torch.device(device)
     os.environ.setdefault("DS_ACCELERATOR", place.type)
-    os.environ.setdefault("LOCAL_RANK", str(place.index or 0))
+    os.environ["LOCAL_RANK"] = str(place.index or 0)
     try:
         import deepspeed
     except ImportError as error:
@@ -281,7 +281,7 @@ def import_deepspeed(device: str) -> Any:
         ) from error
     if place.type == "cpu":
         deepspeed.ops.__compatible_ops__ = collections.defaultdict(bool)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # what it calls
     return deepspeed
 
 
@@ -301,6 +301,7 @@ def engine_config(config: LearnerConfig, lm: HybridLM) -> dict[str, Any]:
         "reduce_bucket_size": min(BUCKET_ELEMENTS, sum(weight.numel() for weight in lm.parameters())),
         "allgather_bucket_size": BUCKET_ELEMENTS,
         "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
+        "memory_efficient_linear": False,  # it would replace torch's for everybody in this process
         "stage3_param_persistence_threshold": lm.config.hidden_size,  # norms stay whole, matrices are cut
     }
     for part, is_out in (
