@@ -136,6 +136,7 @@ class _CutWeights(ZeroOptimizer):
 
     def give(self) -> None:
         zero = self.optimizer
+        zero._partition_all_parameters()  # else those that stay whole would not be gathered anew
         for index in range(len(self.parts)):
             zero._reassign_or_swap_out_partitioned_parameters(index)
         if zero.persistent_parameters:
