@@ -38,12 +38,10 @@ CASES = {
     "1-bfloat16": {"dtype": "bfloat16"},
     "2-bfloat16": {"dtype": "bfloat16"},
     "3-bfloat16": {"dtype": "bfloat16"},
-    "1-offloaded": {"offload_optimizer": True},
     "2-offloaded": {"offload_optimizer": True},
     "3-offloaded": {"offload_optimizer": True, "offload_weights": True},
-    "2-offloaded-bfloat16": {"offload_optimizer": True, "dtype": "bfloat16"},
 }
-SKIPPING = ["0", "1", "2", "3", "1-bfloat16", "2-bfloat16", "2-offloaded", "3-offloaded"]
+SKIPPING = ["0", "1", "2", "3", "1-bfloat16", "2-offloaded", "3-offloaded"]
 
 
 def configure(name, num_ranks):
@@ -106,11 +104,12 @@ def work(ranks, folder, names, is_first):
     return found
 
 
-def alone(_, folder, name):
+def alone(_, folder, names):
     """One process that is in no group, with a state of two."""
-    learner = make_learner(make_lm(seed=9), configure(name, 1))
-    learner.load(folder / "two" / "of-stage-3")
-    (folder / f"alone-{name}").write_bytes(pickle.dumps(learn(learner, make_batches())))
+    for name in names:
+        learner = make_learner(make_lm(seed=9), configure(name, 1))
+        learner.load(folder / "two" / "of-stage-3")
+        (folder / f"alone-{name}").write_bytes(pickle.dumps(learn(learner, make_batches())))
 
 
 @pytest.fixture(scope="module")
@@ -209,10 +208,10 @@ def test_a_state_of_two_ranks_in_stage_2_goes_on_in_four_in_stage_3(four, of_all
     assert_agree(of_case(four, "moved", batches), of_all[1])
 
 
-@pytest.mark.parametrize("name", ["1", "3"])
-def test_a_process_alone_needs_no_group(two, folder, of_all, name):
-    mp.spawn(alone, (folder, name), nprocs=1)
-    assert_agree(pickle.loads((folder / f"alone-{name}").read_bytes()), of_all[1])
+def test_a_process_alone_needs_no_group(two, folder, of_all):
+    mp.spawn(alone, (folder, ["1", "3"]), nprocs=1)
+    for name in ("1", "3"):
+        assert_agree(pickle.loads((folder / f"alone-{name}").read_bytes()), of_all[1])
 
 
 def test_a_state_of_bfloat16_has_the_float32_masters(two, folder, batches):
