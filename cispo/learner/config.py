@@ -97,8 +97,8 @@ class LearnerConfig:
             faults.append(f"learner.layout belongs to learner.kind=megatron; got it with learner.kind={self.kind}.")
         if (self.kind, self.dtype, self.deepspeed.stage) == ("deepspeed", "bfloat16", 0):
             faults.append(
-                "learner.deepspeed.stage must be 1, 2 or 3 with learner.dtype=bfloat16, because DeepSpeed keeps no float32 "
-                "weights at stage 0; or take learner.kind=local, which copies everything on each rank, too."
+                "learner.deepspeed.stage must be 1, 2 or 3 with learner.dtype=bfloat16, because DeepSpeed keeps no "
+                "float32 weights at stage 0; or take learner.kind=local, which copies everything on each rank, too."
             )
         if faults:
             raise ConfigError(*faults)

@@ -172,7 +172,7 @@ class DeepSpeedLearner(SharedLearner):
         dcp.save(state, checkpoint_id=folder, no_dist=self.ranks.num_ranks == 1)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` of any stage, or of LocalLearner, wrote: each rank some weights, which it tells the others."""
+        """Read what `save` of any stage, or of LocalLearner, wrote: each rank reads some, and tells the others."""
         from torch.distributed.checkpoint.api import CheckpointException
 
         self._fresh_weights = False
