@@ -25,7 +25,7 @@ from cispo.learner.local import PROBE_ACTIONS, add_up
 from cispo.learner.ranks import Ranks
 from cispo.learner.row import RowOutput, row_loss
 from cispo.learner.shared import SharedLearner, dtype_of
-from cispo.learner.zero import ZeroOptimizer, fresh_moments, seen_from_outside
+from cispo.learner.zero import ZeroOptimizer, engine_config, fresh_moments, seen_from_outside
 from cispo.optimizer import OptimizerConfig
 from cispo.types import PackedBatch, PackedRow, Trajectory, UpdateSettings
 from model import HybridLM
@@ -33,9 +33,6 @@ from model.checkpoint import load_weights, stream_weights, unset_model
 from model.checkpoint_names import Stream
 from model.mismatch import mismatch_by_kind
 from model.moe import Router
-
-BUCKET_ELEMENTS = 1 << 25
-"""Gradients that are added up over the ranks at a time, and weights that are gathered ahead: 128 MiB in float32."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, beside the number of steps."""
@@ -94,8 +91,8 @@ class DeepSpeedLearner(SharedLearner):
     def _backward(self, batch: PackedBatch, settings: UpdateSettings) -> list[RowOutput]:
         """DeepSpeed takes the mean of the ranks' gradients: each is made num_ranks times as large."""
         self.engine.module.outputs = []
-        for row in batch.rows:
-            self.engine.set_gradient_accumulation_boundary(self.stage > 0 and row is batch.rows[-1])
+        for number, row in enumerate(batch.rows, start=1):
+            self.engine.set_gradient_accumulation_boundary(self.stage > 0 and number == len(batch.rows))
             loss = self.engine(row, settings, self._fresh_weights)
             self.engine.backward(loss * self.ranks.num_ranks, scale_wrt_gas=False)
         for weight in self._beside.values():
@@ -291,37 +288,6 @@ def ensure_group(deepspeed: Any, device: str) -> None:
         backend = "gloo" if torch.device(device).type == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-
-
-def engine_config(config: LearnerConfig, lm: HybridLM) -> dict[str, Any]:
-    """DeepSpeed's own settings. Sums are made in float32; it neither clips nor looks for overflows."""
-    zero: dict[str, Any] = {
-        "stage": config.deepspeed.stage,
-        "overlap_comm": False,
-        "reduce_bucket_size": min(BUCKET_ELEMENTS, sum(weight.numel() for weight in lm.parameters())),
-        "allgather_bucket_size": BUCKET_ELEMENTS,
-        "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
-        "memory_efficient_linear": False,  # it would replace torch's for everybody in this process
-        "stage3_param_persistence_threshold": lm.config.hidden_size,  # norms stay whole, matrices are cut
-    }
-    for part, is_out in (
-        ("offload_optimizer", config.deepspeed.offload_optimizer),
-        ("offload_param", config.deepspeed.offload_weights),
-    ):
-        if is_out:
-            zero[part] = {"device": "cpu", "pin_memory": lm.device.type != "cpu"}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,  # the last row of an update is named as it comes
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # its Adam for the CPU would have to be compiled
-        "bf16": {"enabled": lm.config.dtype == torch.bfloat16, "check_grad_overflow": False},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-        "gradient_clipping": 0.0,
-        "steps_per_print": None,
-    }
 
 
 def _in_dtype(lm: HybridLM, dtype: torch.dtype) -> tuple[HybridLM, dict[str, Tensor]]:

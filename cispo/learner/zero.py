@@ -1,9 +1,10 @@
-"""What is needed of DeepSpeed's optimizers and they do not offer: whether to step is decided after the gradients are
-known, so this rank's part of them must be read, scaled or forgotten; and moments must exist before the first step.
+"""DeepSpeed's settings, and what is needed of its optimizers and they do not offer.
 
-There are three optimizers for stages 1 to 3 and two dtypes. They keep the same things under different names, which are
-DeepSpeed's own (0.19): so they are written down in this one file, and tests/cispo/test_deepspeed.py holds each to what
-plain torch does. A *part* is a flat float32 tensor: this rank's share of a group of weights.
+Whether to step is decided after the gradients are known, so this rank's part of them must be read, scaled or forgotten;
+and moments must exist before the first step, for a state to be read into. There are three optimizers for stages 1 to 3
+and two dtypes. They keep the same things under different names, which are DeepSpeed's own (0.19): so they are written
+down in this one file, and tests/cispo/test_deepspeed.py holds each to what plain torch does. A *part* is a flat float32
+tensor: this rank's share of a group of weights.
 """
 
 from __future__ import annotations
@@ -13,6 +14,43 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from cispo.learner.config import LearnerConfig
+from model import HybridLM
+
+BUCKET_ELEMENTS = 1 << 25
+"""Gradients that are added up over the ranks at a time, and weights that are gathered ahead: 128 MiB in float32."""
+
+
+def engine_config(config: LearnerConfig, lm: HybridLM) -> dict[str, Any]:
+    """DeepSpeed's own settings. Sums are made in float32; it neither clips nor looks for overflows."""
+    zero: dict[str, Any] = {
+        "stage": config.deepspeed.stage,
+        "overlap_comm": False,
+        "reduce_bucket_size": min(BUCKET_ELEMENTS, sum(weight.numel() for weight in lm.parameters())),
+        "allgather_bucket_size": BUCKET_ELEMENTS,
+        "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
+        "memory_efficient_linear": False,  # it would replace torch's for everybody in this process
+        "stage3_param_persistence_threshold": lm.config.hidden_size,  # norms stay whole, matrices are cut
+    }
+    for part, is_out in (
+        ("offload_optimizer", config.deepspeed.offload_optimizer),
+        ("offload_param", config.deepspeed.offload_weights),
+    ):
+        if is_out:
+            zero[part] = {"device": "cpu", "pin_memory": lm.device.type != "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,  # the last row of an update is named as it comes
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # its Adam for the CPU would have to be compiled
+        "bf16": {"enabled": lm.config.dtype == torch.bfloat16, "check_grad_overflow": False},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "gradient_clipping": 0.0,
+        "steps_per_print": None,
+    }
 
 
 class ZeroOptimizer(ABC):
