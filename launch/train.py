@@ -11,6 +11,7 @@ from pathlib import Path
 from cispo.checkpoint import FolderCheckpoints
 from cispo.errors import CheckpointError, ConfigError
 from cispo.evaluate import HeldOutEvaluator, guess_accuracy
+from cispo.learner.backends import check_installed
 from cispo.protocols import RolloutSource
 from cispo.sft import cold_start
 from cispo.trainer import Parts, train
@@ -148,6 +149,7 @@ def check_machine(config: RunConfig) -> None:
     if config.model.path and not Path(config.model.path).is_dir():
         raise CheckpointError(f"model.path={config.model.path} is not a folder.")
     check_device(config.learner.device)
+    check_installed(config.learner)
     if config.learner.kind == "megatron":
         policy = build.make_policy(config, build.make_tokenizer(config))
         check_layout(policy.config, config.learner.layout, config.learner.num_ranks)
