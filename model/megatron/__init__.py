@@ -16,8 +16,8 @@ rows. Every rank of torch.distributed runs the same program:
         return -loss, logp_a
 
     results = forward_backward(stages, rows, objective)     # rows: TokenRows of data rank place.data_rank
-    norm = optimizer.grad_norm()
-    optimizer.step(lr, norm, max_grad_norm)                 # or leave it out
+    norm = optimizer.clip(max_grad_norm)
+    optimizer.step(lr)                                      # or leave it out
     for name, tensor in weights.stream():                   # whole tensors in checkpoint names, on every rank
         ...
     save_checkpoint(stages, optimizer, folder)              # load_checkpoint under any layout

@@ -14,7 +14,7 @@ from model.megatron.schedule import Stages
 class StageOptimizer:
     """One optimizer for the stages of this rank. All ranks call its methods together.
 
-    Between `grad_norm` and `step` a learner may decide to leave the step out.
+    Between `clip` and `step` a learner may decide to leave the step out.
     """
 
     def __init__(
@@ -39,18 +39,23 @@ class StageOptimizer:
             optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
         self._tell_steps()
 
-    def grad_norm(self) -> float:
-        """The norm of the gradient of the whole model, once `forward_backward` is through; NaN if it is not finite."""
-        self.megatron.prepare_grads()
-        return float(self.megatron.get_grad_norm())
+    def clip(self, max_norm: float) -> float:
+        """Scale the gradients down to `max_norm`, once `forward_backward` is through.
 
-    def step(self, lr: float, grad_norm: float, max_grad_norm: float) -> None:
-        """Update with learning rate `lr` after scaling the gradient down to `max_grad_norm`, if it is longer."""
-        for group in self.megatron.param_groups:
-            group["lr"] = lr
+        Returns the norm before, that of the whole model's gradient and the same on all ranks; NaN or inf if the
+        gradient has any.
+        """
+        self.megatron.prepare_grads()
+        norm = float(self.megatron.get_grad_norm())
         for optimizer in self.megatron.chained_optimizers:
             if optimizer.get_parameters():
-                clip_grad_by_total_norm_fp32(optimizer.get_parameters(), max_grad_norm, grad_norm)
+                clip_grad_by_total_norm_fp32(optimizer.get_parameters(), max_norm, norm)
+        return norm
+
+    def step(self, lr: float) -> None:
+        """Move the weights by what `clip` left."""
+        for group in self.megatron.param_groups:
+            group["lr"] = lr
         self.megatron.step_with_ready_grads()
         self.num_steps += 1
 

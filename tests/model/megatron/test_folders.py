@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from model import ModelError, load_pretrained, save_pretrained
 from model.checkpoint import stream_weights
 from model.layout import Layout
-from tests.model.megatron.learning import ADAM, CONFIG, LR, join, learn, make_lm, make_rows
+from tests.model.megatron.learning import ADAM, CONFIG, LR, MAX_NORM, join, learn, make_lm, make_rows
 
 WRITTEN = Layout(tensor=2)
 READ = {
@@ -53,8 +53,8 @@ class Ranks:
 
     def step(self, optimizer):
         learn(self.stages, self.place)
-        norm = optimizer.grad_norm()
-        optimizer.step(LR, norm, 1.0)
+        optimizer.clip(MAX_NORM)
+        optimizer.step(LR)
         return dict(self.weights.stream())
 
 
@@ -106,8 +106,8 @@ def narrow(folder):
         ranks.weights.load(stream_weights(make_lm(NARROW)))
         results = learn(ranks.stages, ranks.place)
         optimizer = ranks.optimizer()
-        norm = optimizer.grad_norm()
-        optimizer.step(LR, norm, 1.0)
+        norm = optimizer.clip(MAX_NORM)
+        optimizer.step(LR)
         return {"results": results, "norm": norm, "weights": dict(ranks.weights.stream())}
 
 
