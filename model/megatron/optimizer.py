@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig, ParamKey, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 from model.megatron.schedule import Stages
@@ -32,8 +32,11 @@ class StageOptimizer:
             params_dtype=stages[0].config.params_dtype,
             use_distributed_optimizer=True,
         )
-        # No overrides: weight decay goes for all weights alike, norms too, as in the other learners.
-        self.megatron: Any = get_megatron_optimizer(self.settings, stages, config_overrides={})
+        # With overrides of our own, weight decay goes for all weights alike, norms too, as in the other learners.
+        # Routers get a group of their own: in one with bfloat16 weights, megatron 0.16 takes a float32 weight's moments
+        # for its neighbour's when it saves.
+        routers: dict[Any, Any] = {ParamKey(name="*.router.weight"): {"wd_mult": 1.0}}
+        self.megatron: Any = get_megatron_optimizer(self.settings, stages, config_overrides=routers)
         self.num_steps = 0
         for optimizer in self.megatron.chained_optimizers:  # so that checkpoints can be written or read at any time
             optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
