@@ -140,7 +140,7 @@ class ParallelWeights:
             message = some.new_empty(sum(map(math.prod, shapes.values())), dtype=bucket[0].dtype)
         if not only_first_rank:
             dist.broadcast(message, source)
-        elif rank == 0 != source:
+        elif source != 0 and rank == 0:
             dist.recv(message, source)
         elif source != 0:
             dist.send(message, 0)
@@ -157,10 +157,14 @@ class ParallelWeights:
 def _buckets(wholes: list[_Whole], max_bytes: int) -> Iterator[list[_Whole]]:
     """Neighbours of one dtype from the same ranks, up to `max_bytes` together."""
     bucket: list[_Whole] = []
+    room = 0
     for whole in wholes:
         is_alike = bool(bucket) and (whole.dtype, whole.sources) == (bucket[0].dtype, bucket[0].sources)
-        if bucket and (not is_alike or sum(each.num_bytes for each in [*bucket, whole]) > max_bytes):
+        if bucket and (not is_alike or whole.num_bytes > room):
             yield bucket
             bucket = []
+        if not bucket:
+            room = max_bytes
         bucket.append(whole)
+        room -= whole.num_bytes
     yield bucket
