@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from megatron.core.optimizer import OptimizerConfig, ParamKey, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from torch import Tensor, nn
 
 from model.megatron.schedule import Stages
 
@@ -41,6 +43,7 @@ class StageOptimizer:
         for optimizer in self.megatron.chained_optimizers:  # so that checkpoints can be written or read at any time
             optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
         self._tell_steps()
+        self._masters = dict(_masters(self.megatron.chained_optimizers))
 
     def clip(self, max_norm: float) -> float:
         """Scale the gradients down to `max_norm`, once `forward_backward` is through.
@@ -62,6 +65,15 @@ class StageOptimizer:
         self.megatron.step_with_ready_grads()
         self.num_steps += 1
 
+    def put_master(self, parameter: nn.Parameter, first: int, values: Tensor) -> None:
+        """Write `values`, the flattened parameter's from place `first` on, where this rank keeps it in float32."""
+        if parameter not in self._masters:
+            return
+        master, start = self._masters[parameter]
+        begin, end = max(first, start), min(first + values.numel(), start + master.numel())
+        if begin < end:
+            master.data.view(-1)[begin - start : end - start].copy_(values.flatten()[begin - first : end - first])
+
     def load_moments(self, moments: list[dict[int, Any]], num_steps: int) -> None:
         """Take over moments and float32 weights as checkpoint.py has read them, after `num_steps` steps."""
         for optimizer, own in zip(self.megatron.chained_optimizers, moments, strict=True):
@@ -80,3 +92,11 @@ class StageOptimizer:
             else:
                 for group in optimizer.optimizer.param_groups:
                     group["step"] = self.num_steps
+
+
+def _masters(optimizers: list[Any]) -> Iterator[tuple[nn.Parameter, tuple[Tensor, int]]]:
+    """Of each narrow parameter of which this rank updates a run: the run in float32, and its place in the parameter."""
+    for optimizer in optimizers:
+        for narrow, wide in zip(optimizer.model_float16_groups, optimizer.shard_fp32_from_float16_groups, strict=True):
+            for parameter, master in zip(narrow, wide, strict=True):
+                yield parameter, (master, optimizer._get_model_param_range_map(parameter)["param"].start)

@@ -119,6 +119,16 @@ def narrow(folder):
             load_checkpoint(ranks.stages, optimizer, state)
             found[f"{name}-read"] = {weight: tensor.clone() for weight, tensor in ranks.weights.stream()}
             found[name] = ranks.step(optimizer)
+    with Ranks(Layout(expert=2), NARROW) as ranks:
+        optimizer = ranks.optimizer()
+        ranks.weights.load(stream_weights(make_lm()), optimizer)
+        owned = [p for part in optimizer.megatron.chained_optimizers for p in part.get_parameters()]
+        squares = sum(p.detach().double().square().sum() for p in owned)
+        dist.all_reduce(squares)
+        learn(ranks.stages, ranks.place)
+        optimizer.clip(MAX_NORM)
+        optimizer.step(0.0)  # writes the float32 weights into the others
+        found |= {"squares": float(squares), "unmoved": dict(ranks.weights.stream())}
     return found
 
 
@@ -239,6 +249,14 @@ def test_bfloat16_goes_on_from_float32_weights_and_moments(found):
         assert torch.equal(states["tensor"][name], weight)
         error = (states["pipeline"][name].float() - weight.float()).norm() / weight.float().norm()
         assert float(error) < 0.01, name
+
+
+def test_float32_weights_beside_bfloat16_ones_are_loaded_unrounded(found):
+    exact, states = dict(stream_weights(make_lm())), found[0]["narrow"]
+    squares = sum(float(weight.double().square().sum()) for weight in exact.values())
+    assert states["squares"] == pytest.approx(squares, rel=1e-12)
+    for name, weight in states["unmoved"].items():
+        assert torch.equal(weight, exact[name].to(weight.dtype)), name
 
 
 def test_routing_travels_bit_for_bit(found):
