@@ -13,10 +13,12 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cispo.advantage import NORMALISATIONS, assign_credit, has_signal
 from cispo.describe import describe, num_trained
 from cispo.errors import CispoError, ConfigError, NoSignal
+from cispo.evidence import save_batch
 from cispo.learner.config import LearnerConfig
 from cispo.loss import check_band, check_mask
 from cispo.packing import AGGREGATIONS, pack
@@ -134,7 +136,12 @@ LEAST = {
 
 @dataclass(frozen=True)
 class Parts:
-    """Everybody who takes part in a run; `decode` and `records_per_step` say what people are shown of trajectories."""
+    """Everybody who takes part in a run.
+
+    Attributes:
+        decode, records_per_step: what people are shown of trajectories.
+        evidence: a folder for batches whose updates ended the run; None keeps none.
+    """
 
     learner: Learner
     rollouts: RolloutSource
@@ -144,6 +151,7 @@ class Parts:
     tracker: Tracker
     decode: Decode
     records_per_step: int = 0
+    evidence: Path | None = None
 
 
 def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *, temperature: float = 1.0) -> Progress:
@@ -173,11 +181,13 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
                 num_batches=config.updates_per_step,
                 aggregation=config.aggregation,
                 max_row_tokens=learner_config.max_row_tokens,
+                num_ranks=learner_config.num_shards,
                 version=progress.step,
             )
         with timer("update"):
             updates = make_updates(learner, batches, config.settings(learner_config, progress.step, temperature))
-        check_health(config, progress, harvest, updates)
+        check_updates(config, progress, batches, updates, parts.evidence)
+        check_signal(config, progress, harvest)
         trained_tokens = num_trained(batches, updates)
         progress = progress.after(harvest, updates, trained_tokens)
         with timer("publish"):
@@ -212,14 +222,32 @@ def make_updates(learner: Learner, batches: Sequence[PackedBatch], settings: Upd
     return results
 
 
-def check_health(config: TrainerConfig, progress: Progress, harvest: Harvest, updates: Sequence[UpdateResult]) -> None:
-    """Stop a run that cannot go on usefully, before it overwrites anything."""
+def check_updates(
+    config: TrainerConfig,
+    progress: Progress,
+    batches: Sequence[PackedBatch],
+    updates: Sequence[UpdateResult],
+    evidence: Path | None,
+) -> None:
+    """Stop a run whose updates are not finite, before it overwrites anything; their batches go below `evidence`."""
     nonfinite = longest_nonfinite_run(progress.nonfinite_updates, updates)
-    if nonfinite >= config.max_nonfinite_updates:
-        raise CispoError(
-            f"step {progress.step + 1}: {nonfinite} updates in a row had a loss or gradient that is not finite (the "
-            f"limit is {config.max_nonfinite_updates}); lower learner.lr or set kl_stop."
-        )
+    if nonfinite < config.max_nonfinite_updates:
+        return
+    kept = ""
+    if evidence is not None:
+        folder = evidence / f"step_{progress.step + 1}"
+        for number, (batch, update) in enumerate(zip(batches, updates, strict=False)):  # kl_stop leaves updates out
+            if update.skipped == "nonfinite":
+                save_batch(batch, folder / f"update_{number}.npz")
+        kept = f", whose batches are in {folder}"
+    raise CispoError(
+        f"step {progress.step + 1}: {nonfinite} updates in a row had a loss or gradient that is not finite (the "
+        f"limit is {config.max_nonfinite_updates}){kept}; lower learner.lr or set kl_stop."
+    )
+
+
+def check_signal(config: TrainerConfig, progress: Progress, harvest: Harvest) -> None:
+    """Stop a run that has had nothing to learn from for too long."""
     if not harvest.groups and progress.barren_steps + 1 >= config.max_barren_steps:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(harvest.dropped.items())) or "none drawn"
         chief = max(harvest.dropped, key=lambda reason: harvest.dropped[reason], default="flat")

@@ -136,6 +136,7 @@ def make_parts(
         tracker=tracker,
         decode=data.tokenizer.decode,
         records_per_step=config.tracking.rollouts_per_step,
+        evidence=Path(config.runs_folder) / config.name / "nonfinite",
     )
 
 

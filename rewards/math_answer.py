@@ -18,6 +18,7 @@ from rewards.answer_format import answer_text, last_box
 from rewards.answer_limits import AnswerLimits, too_big
 from rewards.choices_and_words import same_choice, same_words
 from rewards.grader_pool import Ending, GraderPool, GraderPoolConfig
+from rewards.math_listings import goes_on
 from rewards.math_notation import tidy
 from rewards.numerals import is_arithmetic, parse_numeral
 from rewards.quantities import parse_quantity, same_quantity
@@ -101,6 +102,8 @@ class MathAnswer:
             return (Verdict.CORRECT if ours == theirs else Verdict.WRONG), ""
         if too_big(gold, self._config.limits) is not None:
             return Verdict.WRONG, "the reference is too big to be compared but literally"
+        if goes_on(answer) and not goes_on(gold):
+            return Verdict.WRONG, "it lists more than it names"
         gold, answer = tidy(gold), tidy(answer)
         same, gold, answer = _same_at_sight(gold, answer)
         if same is not None:

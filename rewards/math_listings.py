@@ -17,6 +17,7 @@ _SEPARATOR_WORD = re.compile(
 _NAME = re.compile(r"\s*(?P<name>(?:\\?[A-Za-z]+)(?:_\{?\w+\}?)?(?:\([a-z]\))?)\s*=(?!=)\s*(?P<value>.+)", re.DOTALL)
 _NAMES_OF_TUPLE = re.compile(r"\s*\([A-Za-z_0-9, ]+\)\s*=\s*(?=\()")
 _ELEMENT_OF = re.compile(r"\s*\\?[A-Za-z]+\s*\\in\s*(?=\\\{)")
+_DOTS_AS_MEMBER = re.compile(r"[,;]\s*(?:\\text\s*\{\s*)?(?:\\[lc]?dots(?![A-Za-z])|\.{2,}|…)")
 _OPENING, _CLOSING = "([{", ")]}"
 _MAX_MEMBERS = 24
 
@@ -57,6 +58,11 @@ def _named_listing(kind: str, names: list[str], values: list[str]) -> Listing:
     if num > 1 and len(names) % num == 0 and names == names[:num] * (len(names) // num):
         values = [f"({','.join(values[at : at + num])})" for at in range(0, len(values), num)]
     return Listing("list", tuple(values))
+
+
+def goes_on(latex: str) -> bool:
+    r"""Whether a listing ends, or is filled, with dots: `1,2,\ldots` names no more members, and leaves none out."""
+    return _DOTS_AS_MEMBER.search(latex) is not None
 
 
 def split_at_top(text: str) -> list[str]:

@@ -147,6 +147,8 @@ EVERYWHERE = Rules(
         Condition("makes a pipe hold a megabyte (F_SETPIPE_SZ)", "fcntl", _FCNTL, 1, "is", 1031),
         # Pages of a shared mapping live on when they are unmapped page by page, and no process counts them then.
         Condition("shares memory that is no file", "mmap", _MMAP, 3, "has all of", 0x21),
+        # In a cell that other is process 1 of the job, which without descriptors or time cannot tell the job's ending.
+        Condition("sets limits of another process", "prlimit64", _PRLIMIT, 0, "is not", 0),
         Condition("takes huge pages, which no resident size counts", "mmap", _MMAP, 3, "has any of", 0x40000),
         Condition("moves pages to swap, where nobody counts (MADV_PAGEOUT)", "madvise", _MADVISE, 2, "is", 21),
         Condition("merges pages with others' (MADV_MERGEABLE)", "madvise", _MADVISE, 2, "is", 12),
@@ -200,7 +202,6 @@ WITHOUT_NAMESPACES = Rules(
     conditions=(
         # SOCK_DGRAM and SOCK_RAW, and no other kind that a pair may be of, have this bit.
         Condition("sends datagrams to any socket that has a path", "socketpair", _SOCKETPAIR, 1, "has any of", 2),
-        Condition("sets limits of the user's other processes", "prlimit64", _PRLIMIT, 0, "is not", 0),
         Condition("changes flags of a file (FS_IOC_SETFLAGS)", "ioctl", _IOCTL, 1, "is", 0x40086602),
     ),
 )  # fmt: skip

@@ -25,7 +25,7 @@ DOCS = ROOT / "docs"
 PACKAGES = ("cispo", "configs", "launch", "model", "rewards", "rollout", "sandbox")
 PAGE_NAMES = (
     "algorithm", "api", "configs", "kernels", "logic", "long_context", "map", "models", "precision", "sandbox",
-    "sandbox_service", "swe", "transformers",
+    "sandbox_service", "scaling", "swe", "transformers",
 )  # fmt: skip
 PAGES = [DOCS / f"{name}.md" for name in PAGE_NAMES] + sorted(DOCS.glob("decisions/*.md"))
 
@@ -107,6 +107,18 @@ def test_the_tables_of_logic_tasks_are_those_of_the_code(monkeypatch):
 
     page = generate_logic.PAGE.read_text()
     assert generate_logic.with_tables(page) == page, "docs/logic.md is out of date: run `python docs/generate_logic.py`"
+
+
+def test_the_tables_of_the_scaling_page_are_those_of_the_formulas(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    import generate_scaling
+
+    page = generate_scaling.PAGE.read_text()
+    shown = set(re.findall(r"<!-- (\w+): docs/generate_scaling.py -->", page))
+    assert shown == set(generate_scaling.TABLES)
+    assert generate_scaling.with_tables(page) == page, (
+        "docs/scaling.md is out of date: run `python docs/generate_scaling.py`"
+    )
 
 
 def test_the_precision_page_shows_the_recorded_numbers(monkeypatch):

@@ -5,10 +5,12 @@ import itertools
 import logging
 import math
 
+import numpy as np
 import pytest
 
 from cispo.advantage import has_signal
 from cispo.errors import CispoError, ConfigError, NoSignal
+from cispo.evidence import load_batch
 from cispo.learner.config import LearnerConfig
 from cispo.trainer import Parts, TrainerConfig, due, train
 from cispo.types import Harvest, Progress, UpdateResult
@@ -22,6 +24,7 @@ class FakeRun:
         self.endings = iter(endings)
         self.diary, self.settings, self.batches, self.logged, self.records = [], [], [], {}, {}
         self.indices = itertools.count()
+        self.evidence = None
 
     # Rollouts
 
@@ -78,6 +81,7 @@ class FakeRun:
             evaluator=self,
             tracker=self,
             decode=lambda ids: "x" * len(ids),
+            evidence=self.evidence,
         )
         return train(TrainerConfig(**defaults | config), LearnerConfig(lr=lr), parts, temperature=temperature)
 
@@ -194,6 +198,19 @@ def test_too_many_of_them_end_the_run_before_anything_is_overwritten(make_group)
     with pytest.raises(CispoError, match=r"step 1: 3 updates in a row had a loss or gradient .* lower learner\.lr"):
         run.train(steps=5, groups_per_step=4, updates_per_step=4, max_nonfinite_updates=3, save_every=1)
     assert run.diary[-1] == "update"
+
+
+def test_the_batches_of_the_last_step_that_were_not_finite_are_kept(make_group, tmp_path):
+    run = FakeRun(make_group, endings=["", "nonfinite", "nonfinite"])
+    run.evidence = tmp_path / "nonfinite"
+    with pytest.raises(CispoError, match=rf"step 1: .*, whose batches are in {run.evidence}/step_1; lower"):
+        run.train(steps=5, groups_per_step=3, updates_per_step=3, max_nonfinite_updates=2)
+    files = sorted(run.evidence.glob("*/*"))
+    assert [file.name for file in files] == ["update_1.npz", "update_2.npz"]
+    for file, batch in zip(files, run.batches[1:], strict=True):
+        for row, kept in zip(batch.rows, load_batch(file).rows, strict=True):
+            for field in dataclasses.fields(row):
+                np.testing.assert_array_equal(getattr(kept, field.name), getattr(row, field.name))
 
 
 def test_steps_without_signal_end_the_run_with_a_sentence(make_group):

@@ -88,3 +88,18 @@ def test_any_string_is_a_verdict_before_it_reaches_a_process(text):
     verifier.close()
     for gold in ("5", "A", "12:30", r"5\text{ cm}", r"\{1,2\}"):
         assert verifier.score(f"\\boxed{{{text}}}", gold).verdict in FINE | {Verdict.CORRECT, Verdict.SYSTEM_ERROR}
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        (r"\{1,2\}", r"1,2,\ldots"),
+        (r"\{1,2\}", "1, 2, ..."),
+        (r"\{1,2\}", r"\{1,2,\dots\}"),
+        ("1,2", "1,2,…"),
+        ("(1,2)", r"(1,2,\ldots)"),
+    ],
+)
+def test_who_goes_on_with_dots_has_not_named_the_members(impatient, gold, answer):
+    assert impatient.score(f"\\boxed{{{answer}}}", gold).verdict is Verdict.WRONG
+    assert impatient.score(f"\\boxed{{{answer}}}", answer).correct  # where the reference goes on, so may the answer

@@ -161,6 +161,14 @@ RIGHTS = [
         {OK},
         prints=b"",
     ),
+    Attack(
+        "limits-of-process-1",  # without descriptors or time it could not tell the ending, and the sample would be masked
+        "import resource as r, time\nfor kind in range(16):\n try: r.prlimit(1, kind, (0, 0)); print('lowered', kind)\n except PermissionError: pass\n"
+        "time.sleep(0.2)\nraise SystemExit(7)",
+        {RE},
+        prints=b"",
+        ends_by=7,
+    ),
     Attack("the-time-limit-raised", "import resource as r\nr.setrlimit(r.RLIMIT_CPU, (r.getrlimit(r.RLIMIT_CPU)[1],) * 2)\nwhile True: pass", {TLE}),
     Attack(
         "files-of-its-own-process",
