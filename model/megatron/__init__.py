@@ -5,9 +5,9 @@ rows. Every rank of torch.distributed runs the same program:
 
     place = initialise_ranks(layout)                        # process groups
     stages = build_stages(stage_config(config, layout))     # what this rank holds of the model, weights 0
-    weights = ParallelWeights(stages)
-    weights.load(stream)                                    # or load_folder(weights, folder); before the optimizer
     optimizer = StageOptimizer(stages, weight_decay=0.1)
+    weights = ParallelWeights(stages)
+    weights.load(stream, optimizer)                         # or load_folder(weights, folder, optimizer)
 
     def objective(learnt):                                  # of one row, on ranks with the last stage only
         loss, logp_a, entropy_a = learnt.head.weighted_logp(
@@ -16,8 +16,8 @@ rows. Every rank of torch.distributed runs the same program:
         return -loss, logp_a
 
     results = forward_backward(stages, rows, objective)     # rows: TokenRows of data rank place.data_rank
-    norm = optimizer.grad_norm()
-    optimizer.step(lr, norm, max_grad_norm)                 # or leave it out
+    norm = optimizer.clip(max_grad_norm)
+    optimizer.step(lr)                                      # or leave it out
     for name, tensor in weights.stream():                   # whole tensors in checkpoint names, on every rank
         ...
     save_checkpoint(stages, optimizer, folder)              # load_checkpoint under any layout

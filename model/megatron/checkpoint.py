@@ -52,12 +52,12 @@ def _moments(optimizer: StageOptimizer, model: list[dict[str, Any]], *, is_loadi
     ]
 
 
-def load_folder(weights: ParallelWeights, folder: str | Path) -> None:
-    """Load a model folder in Hugging Face layout; each rank reads the tensors that it holds parts of.
+def load_folder(weights: ParallelWeights, folder: str | Path, optimizer: StageOptimizer | None = None) -> None:
+    """`ParallelWeights.load` of a folder in Hugging Face layout; each rank reads the tensors that it holds parts of.
 
     Raises ModelError as model.checkpoint.load_pretrained does, except for numbers that are not finite.
     """
-    weights.load(stream_folder(weights.blueprint, folder, weights.holds))
+    weights.load(stream_folder(weights.blueprint, folder, weights.holds), optimizer)
 
 
 def export_folder(weights: ParallelWeights, folder: str | Path, layout: str | None = None, **options: Any) -> None:

@@ -24,14 +24,14 @@ class StageConfig(TransformerConfig):
     hybrid: HybridConfig = field(default_factory=HybridConfig)
 
 
-def stage_config(config: HybridConfig, layout: Layout, **options: Any) -> StageConfig:
+def stage_config(config: HybridConfig, layout: Layout, *, recompute_layers: int = 0) -> StageConfig:
     """Megatron's configuration of `config` laid out as `layout`.
 
     Args:
         config: the model.
         layout: how it lies over the ranks.
-        options: more of megatron's settings, for example recompute_granularity="full", recompute_method="uniform",
-            recompute_num_layers=1.
+        recompute_layers: in how many layers at a time activations are made again by the backward pass, which then
+            keeps only what enters the first of them; 0 keeps everything.
 
     Raises ModelError for a family that has no parts here, and for a vocabulary that leaves a tensor rank nothing.
     """
@@ -44,20 +44,22 @@ def stage_config(config: HybridConfig, layout: Layout, **options: Any) -> StageC
             f"A vocabulary of {config.vocab_size} tokens cannot be cut into {layout.tensor} parts of equal size with a "
             f"token in each; use fewer tensor ranks."
         )
-    settings: dict[str, Any] = {
-        "hybrid": config,
-        "num_layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "num_attention_heads": config.num_attention_heads,
-        "num_query_groups": config.num_key_value_heads,
-        "kv_channels": config.head_dim,
-        "layernorm_epsilon": config.rms_norm_eps,
-        "normalization": "RMSNorm",
+    return StageConfig(
+        hybrid=config,
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        num_query_groups=config.num_key_value_heads,
+        kv_channels=config.head_dim,
+        layernorm_epsilon=config.rms_norm_eps,
+        normalization="RMSNorm",
+        recompute_granularity="full" if recompute_layers else None,
+        recompute_method="uniform" if recompute_layers else None,
+        recompute_num_layers=recompute_layers or None,
         **_precision(config.dtype),
         **_experts(config),
         **_parallel(layout),
-    }
-    return StageConfig(**settings | options)
+    )
 
 
 def padded_vocabulary(config: HybridConfig, num_parts: int) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig, ParamKey, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from torch import Tensor, nn
 
 from model.megatron.schedule import Stages
 
@@ -14,7 +16,7 @@ from model.megatron.schedule import Stages
 class StageOptimizer:
     """One optimizer for the stages of this rank. All ranks call its methods together.
 
-    Between `grad_norm` and `step` a learner may decide to leave the step out.
+    Between `clip` and `step` a learner may decide to leave the step out.
     """
 
     def __init__(
@@ -32,27 +34,45 @@ class StageOptimizer:
             params_dtype=stages[0].config.params_dtype,
             use_distributed_optimizer=True,
         )
-        # No overrides: weight decay goes for all weights alike, norms too, as in the other learners.
-        self.megatron: Any = get_megatron_optimizer(self.settings, stages, config_overrides={})
+        # With overrides of our own, weight decay goes for all weights alike, norms too, as in the other learners.
+        # Routers get a group of their own: in one with bfloat16 weights, megatron 0.16 takes a float32 weight's moments
+        # for its neighbour's when it saves.
+        routers: dict[Any, Any] = {ParamKey(name="*.router.weight"): {"wd_mult": 1.0}}
+        self.megatron: Any = get_megatron_optimizer(self.settings, stages, config_overrides=routers)
         self.num_steps = 0
         for optimizer in self.megatron.chained_optimizers:  # so that checkpoints can be written or read at any time
             optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
         self._tell_steps()
+        self._masters = dict(_masters(self.megatron.chained_optimizers))
 
-    def grad_norm(self) -> float:
-        """The norm of the gradient of the whole model, once `forward_backward` is through; NaN if it is not finite."""
+    def clip(self, max_norm: float) -> float:
+        """Scale the gradients down to `max_norm`, once `forward_backward` is through.
+
+        Returns the norm before, that of the whole model's gradient and the same on all ranks; NaN or inf if the
+        gradient has any.
+        """
         self.megatron.prepare_grads()
-        return float(self.megatron.get_grad_norm())
-
-    def step(self, lr: float, grad_norm: float, max_grad_norm: float) -> None:
-        """Update with learning rate `lr` after scaling the gradient down to `max_grad_norm`, if it is longer."""
-        for group in self.megatron.param_groups:
-            group["lr"] = lr
+        norm = float(self.megatron.get_grad_norm())
         for optimizer in self.megatron.chained_optimizers:
             if optimizer.get_parameters():
-                clip_grad_by_total_norm_fp32(optimizer.get_parameters(), max_grad_norm, grad_norm)
+                clip_grad_by_total_norm_fp32(optimizer.get_parameters(), max_norm, norm)
+        return norm
+
+    def step(self, lr: float) -> None:
+        """Move the weights by what `clip` left."""
+        for group in self.megatron.param_groups:
+            group["lr"] = lr
         self.megatron.step_with_ready_grads()
         self.num_steps += 1
+
+    def put_master(self, parameter: nn.Parameter, first: int, values: Tensor) -> None:
+        """Write `values`, the flattened parameter's from place `first` on, where this rank keeps it in float32."""
+        if parameter not in self._masters:
+            return
+        master, start = self._masters[parameter]
+        begin, end = max(first, start), min(first + values.numel(), start + master.numel())
+        if begin < end:
+            master.data.view(-1)[begin - start : end - start].copy_(values.flatten()[begin - first : end - first])
 
     def load_moments(self, moments: list[dict[int, Any]], num_steps: int) -> None:
         """Take over moments and float32 weights as checkpoint.py has read them, after `num_steps` steps."""
@@ -72,3 +92,11 @@ class StageOptimizer:
             else:
                 for group in optimizer.optimizer.param_groups:
                     group["step"] = self.num_steps
+
+
+def _masters(optimizers: list[Any]) -> Iterator[tuple[nn.Parameter, tuple[Tensor, int]]]:
+    """Of each narrow parameter of which this rank updates a run: the run in float32, and its place in the parameter."""
+    for optimizer in optimizers:
+        for narrow, wide in zip(optimizer.model_float16_groups, optimizer.shard_fp32_from_float16_groups, strict=True):
+            for parameter, master in zip(narrow, wide, strict=True):
+                yield parameter, (master, optimizer._get_model_param_range_map(parameter)["param"].start)

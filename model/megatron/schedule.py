@@ -54,7 +54,7 @@ A row's loss is the sum of what its context ranks return; an update's is the sum
 
 
 def build_stages(config: StageConfig) -> Stages:
-    """This rank's stages, with weights of 0 until `load_weights`; `initialise_ranks` comes first."""
+    """This rank's stages, with weights of 0 until `ParallelWeights.load`; `initialise_ranks` comes first."""
     numbers = range(config.virtual_pipeline_model_parallel_size or 1)
     is_virtual = config.virtual_pipeline_model_parallel_size is not None
     wrapping = DistributedDataParallelConfig(

@@ -87,16 +87,11 @@ class Stage(MegatronModule):
         return x, no_totals(config.num_layers, config.num_moe_experts, x)
 
     def _run_layers(self, x: Tensor, totals: Tensor, row: RankRow) -> tuple[Tensor, Tensor]:
-        """Layer by layer; with full recomputation in runs, of which the backward pass repeats the forward one."""
-        config, layers = self.config, list(self.layers.values())
-        length, num_runs = 1, 0
-        if config.recompute_granularity == "full":
-            is_uniform = config.recompute_method == "uniform"
-            length = config.recompute_num_layers if is_uniform else 1
-            num_runs = len(layers) if is_uniform else config.recompute_num_layers
-        for number, first in enumerate(range(0, len(layers), length)):
-            run = _Run(layers[first : first + length], row)
-            x, totals = checkpoint(run, False, x, totals) if number < num_runs else run(x, totals)
+        """Layer by layer; with recomputation in runs of layers, of which the backward pass repeats the forward one."""
+        layers, length = list(self.layers.values()), self.config.recompute_num_layers
+        for first in range(0, len(layers), length or 1):
+            run = _Run(layers[first : first + (length or 1)], row)
+            x, totals = checkpoint(run, False, x, totals) if length else run(x, totals)
         return x, totals
 
     def _for_head(self, x: Tensor) -> Tensor:

@@ -36,16 +36,21 @@ class WeightPart:
         """The part, from the parameter or from a tensor of its shape such as its gradient."""
         return tensor[self.rows]
 
-    def put(self, whole: Tensor, rank: int, num_ranks: int) -> None:
-        """Copy tensor rank `rank`'s part of a whole weight; what a padded vocabulary has more becomes 0."""
-        own = self.of(self.parameter.data)
+    @property
+    def first(self) -> int:
+        """Where in the flattened parameter the part begins."""
+        return (self.rows.start or 0) * (self.parameter.numel() // len(self.parameter))
+
+    def cut(self, whole: Tensor, rank: int, num_ranks: int) -> Tensor:
+        """Tensor rank `rank`'s part of a whole weight; what a padded vocabulary has more is 0."""
         if self.dim is None:
-            own.copy_(whole)
-            return
-        size = own.shape[self.dim]
+            return whole
+        size = self.of(self.parameter).shape[self.dim]
         part = whole.narrow(self.dim, size * rank, min(size, whole.shape[self.dim] - size * rank))
-        own.zero_()
-        own.narrow(self.dim, 0, part.shape[self.dim]).copy_(part)
+        if part.shape[self.dim] == size:
+            return part
+        padding = [0, 0] * (whole.dim() - 1 - self.dim) + [0, size - part.shape[self.dim]]
+        return nn.functional.pad(part, padding)
 
 
 def parts_of(stage: nn.Module, num_experts: int) -> Iterator[WeightPart]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from model.checkpoint import place_weights, unset_model
 from model.checkpoint import stream_weights as stream_whole
 from model.checkpoint_names import Stream
+from model.megatron.optimizer import StageOptimizer
 from model.megatron.schedule import Stages
 from model.megatron.weight_parts import WeightPart, parts_of
 
@@ -73,16 +74,22 @@ class ParallelWeights:
             for name, weight in stream_whole(self.blueprint)
         ]
 
-    def load(self, stream: Stream) -> None:
-        """Keep this rank's parts of a stream of whole weights, the same on all ranks; load before an optimizer is made.
+    def load(self, stream: Stream, optimizer: StageOptimizer | None = None) -> None:
+        """Keep this rank's parts of a stream of whole weights, the same on all ranks.
 
-        A tensor of a weight that this rank holds no part of may be on "meta" (`holds`). Raises ModelError as
-        model.checkpoint.load_weights does, on all ranks alike.
+        With bfloat16 weights an optimizer keeps float32 ones. Made before, it must be given, and takes over the stream
+        as it is; made afterwards, it begins with the rounded weights. A tensor of a weight that this rank holds no part
+        of may be on "meta" (`holds`). Raises ModelError as model.checkpoint.load_weights does, on all ranks alike.
         """
 
         def put(name: str, whole: Tensor) -> None:
-            if name in self.parts:
-                self.parts[name].put(whole, self.tensor.rank(), self.tensor.size())
+            if name not in self.parts:
+                return
+            part = self.parts[name]
+            own = part.cut(whole, self.tensor.rank(), self.tensor.size())
+            part.of(part.parameter.data).copy_(own)
+            if optimizer is not None:
+                optimizer.put_master(part.parameter, part.first, own)
 
         place_weights(self.blueprint, stream, put)
 
@@ -140,7 +147,7 @@ class ParallelWeights:
             message = some.new_empty(sum(map(math.prod, shapes.values())), dtype=bucket[0].dtype)
         if not only_first_rank:
             dist.broadcast(message, source)
-        elif rank == 0 != source:
+        elif source != 0 and rank == 0:
             dist.recv(message, source)
         elif source != 0:
             dist.send(message, 0)
@@ -157,10 +164,14 @@ class ParallelWeights:
 def _buckets(wholes: list[_Whole], max_bytes: int) -> Iterator[list[_Whole]]:
     """Neighbours of one dtype from the same ranks, up to `max_bytes` together."""
     bucket: list[_Whole] = []
+    room = 0
     for whole in wholes:
         is_alike = bool(bucket) and (whole.dtype, whole.sources) == (bucket[0].dtype, bucket[0].sources)
-        if bucket and (not is_alike or sum(each.num_bytes for each in [*bucket, whole]) > max_bytes):
+        if bucket and (not is_alike or whole.num_bytes > room):
             yield bucket
             bucket = []
+        if not bucket:
+            room = max_bytes
         bucket.append(whole)
+        room -= whole.num_bytes
     yield bucket

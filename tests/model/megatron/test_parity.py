@@ -4,6 +4,7 @@ The ranks start once for all their layouts, because megatron takes seconds to im
 layouts sums are added in other orders.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,7 @@ LAYOUTS = {
         "data-of-interleaved": Layout(pipeline=2, virtual_pipeline=2),
     },
 }
-OPTIONS = {
-    "recomputed": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2},
-}
+OPTIONS = {"recomputed": {"recompute_layers": 2}, "tensor-pipeline": {"recompute_layers": 1}}
 CASES = [(num_ranks, name) for num_ranks, layouts in LAYOUTS.items() for name in layouts]
 
 
@@ -51,14 +50,18 @@ def work(rank, num_ranks, folder):
     )
 
     updates = {}
+    runs = Counter()
     for name, layout in LAYOUTS[num_ranks].items():
         place = initialise_ranks(layout)
         stages = build_stages(stage_config(CONFIG, layout, **OPTIONS.get(name, {})))
+        layer = next(iter(stages[0].module.layers.values()))
+        layer.register_forward_hook(lambda *_, name=name: runs.update([name]))
         weights = ParallelWeights(stages)
         weights.load(stream_weights(make_lm()))
         optimizer = StageOptimizer(stages, **ADAM)
         updates[name] = update_together(stages, weights, optimizer, place)
         forget_ranks()
+    updates["runs"] = runs
     torch.save(updates, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -101,6 +104,11 @@ def test_an_update_is_that_of_one_process(updates, alone, num_ranks, name):
         check_close(update.logp, alone.logp, 1e-5)
         check_close(update.gradients, alone.gradients, 1e-5)
         check_close(update.weights, alone.weights, 1e-5)
+
+
+def test_recomputation_runs_layers_again(updates):
+    for rank in updates(2):
+        assert rank["runs"]["recomputed"] == 2 * rank["runs"]["pipeline"] > 0
 
 
 def test_experts_on_other_ranks_are_the_same_experts(updates):
