@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,7 +17,6 @@ from cispo.optimizer import OptimizerConfig
 from cispo.types import Ints, PackedBatch, PackedRow, Trajectory, UpdateSettings
 from model.checkpoint import stream_weights
 from model.checkpoint_names import Stream
-from model.layout_faults import check_layout
 from model.megatron.checkpoint import load_checkpoint, load_folder, save_checkpoint
 from model.megatron.config import stage_config
 from model.megatron.optimizer import StageOptimizer
@@ -26,8 +24,6 @@ from model.megatron.ranks import forget_ranks, initialise_ranks
 from model.megatron.row import TokenRow
 from model.megatron.schedule import Learnt, build_stages, forward_backward
 from model.megatron.weights import ParallelWeights
-
-RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
 class MegatronLearner(SharedLearner):
@@ -40,17 +36,17 @@ class MegatronLearner(SharedLearner):
     def __init__(self, policy: Policy, config: LearnerConfig, ranks: Ranks) -> None:
         torch.set_num_threads(config.num_threads)
         self.config, self.ranks = config, ranks
-        check_layout(policy.config, config.layout, config.num_ranks)
         self.model_config = dataclasses.replace(policy.config, param_dtype=config.dtype)
-        self.place = initialise_ranks(config.layout)
-        options: dict[str, Any] = RECOMPUTE if config.recompute else {}
-        self.stages = build_stages(stage_config(self.model_config, config.layout, **options))
+        self.place = initialise_ranks(policy.config, config.layout)
+        self.stages = build_stages(
+            stage_config(self.model_config, config.layout, recompute_layers=int(config.recompute))
+        )
         self.parallel = ParallelWeights(self.stages)
-        if policy.folder:
-            load_folder(self.parallel, policy.folder)
-        else:
-            self.parallel.load(stream_weights(policy.lm()))
         self.new_optimizer(config.optimizer)
+        if policy.folder:
+            load_folder(self.parallel, policy.folder, self.optimizer)
+        else:
+            self.parallel.load(stream_weights(policy.lm()), self.optimizer)
 
     def new_optimizer(self, config: OptimizerConfig) -> None:
         """Forget the moments and begin with these settings."""
@@ -82,12 +78,10 @@ class MegatronLearner(SharedLearner):
         return self.place.is_reporter
 
     def _clip(self, max_norm: float) -> float:
-        """Megatron scales gradients as it steps."""
-        self._max_norm, self._norm = max_norm, self.optimizer.grad_norm()
-        return self._norm
+        return self.optimizer.clip(max_norm)
 
     def _step(self, lr: float) -> None:
-        self.optimizer.step(lr, self._norm, self._max_norm)
+        self.optimizer.step(lr)
 
     def _drop(self) -> None:
         """The next `forward_backward` forgets them."""
