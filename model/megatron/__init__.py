@@ -3,7 +3,7 @@
 Layouts cut it into tensor, pipeline, expert and context parts (model/layout.py); ranks that are left learn from other
 rows. Every rank of torch.distributed runs the same program:
 
-    place = initialise_ranks(layout)                        # process groups
+    place = initialise_ranks(config, layout)                # process groups
     stages = build_stages(stage_config(config, layout))     # what this rank holds of the model, weights 0
     optimizer = StageOptimizer(stages, weight_decay=0.1)
     weights = ParallelWeights(stages)

@@ -33,16 +33,11 @@ def stage_config(config: HybridConfig, layout: Layout, *, recompute_layers: int 
         recompute_layers: in how many layers at a time activations are made again by the backward pass, which then
             keeps only what enters the first of them; 0 keeps everything.
 
-    Raises ModelError for a family that has no parts here, and for a vocabulary that leaves a tensor rank nothing.
+    Raises ModelError for a family that has no parts here.
     """
     if config.family != FAMILY:
         raise ModelError(
             f"model/megatron has the layers of the family {FAMILY} only, not of {config.family}; use another learner."
-        )
-    if config.vocab_size <= (layout.tensor - 1) * padded_vocabulary(config, layout.tensor) // layout.tensor:
-        raise ModelError(
-            f"A vocabulary of {config.vocab_size} tokens cannot be cut into {layout.tensor} parts of equal size with a "
-            f"token in each; use fewer tensor ranks."
         )
     return StageConfig(
         hybrid=config,
@@ -60,11 +55,6 @@ def stage_config(config: HybridConfig, layout: Layout, *, recompute_layers: int 
         **_experts(config),
         **_parallel(layout),
     )
-
-
-def padded_vocabulary(config: HybridConfig, num_parts: int) -> int:
-    """Rows of the embedding and of the head, so that each tensor rank holds as many."""
-    return -(-config.vocab_size // num_parts) * num_parts
 
 
 def _precision(dtype: torch.dtype) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from megatron.core.utils import make_tp_sharded_tensor_for_checkpoint
 from torch import Tensor, nn
 
 from model.head import Chunks, Head
-from model.megatron.config import StageConfig, padded_vocabulary
+from model.layout import padded_vocabulary
+from model.megatron.config import StageConfig
 
 
 class ParallelHead(Head):
@@ -33,7 +34,7 @@ class ParallelHead(Head):
         nn.Module.__init__(self)
         hybrid = config.hybrid
         self.ranks, self.vocab_size = ranks, hybrid.vocab_size
-        size = padded_vocabulary(hybrid, ranks.size()) // ranks.size()
+        size = padded_vocabulary(hybrid.vocab_size, ranks.size()) // ranks.size()
         self.first = size * ranks.rank()
         self.weight = nn.Parameter(torch.zeros(size, hybrid.hidden_size, dtype=config.params_dtype))
         set_tensor_model_parallel_attributes(self.weight, True, 0, 1)

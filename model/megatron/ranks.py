@@ -8,8 +8,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from model.errors import ModelError
+from model.config import HybridConfig
 from model.layout import Layout
+from model.layout_faults import check_layout
 from model.megatron.config import virtual_stages
 
 
@@ -28,18 +29,12 @@ class Place:
     is_reporter: bool
 
 
-def initialise_ranks(layout: Layout) -> Place:
+def initialise_ranks(config: HybridConfig, layout: Layout) -> Place:
     """Form megatron's process groups among the processes of torch.distributed, which must be initialised.
 
-    Raises ModelError unless the number of processes is a multiple of a copy's, and experts fit into what is left.
+    Raises ModelError if `config` cannot lie over them as `layout` (model/layout_faults.py).
     """
-    num_ranks, num_copies = dist.get_world_size(), dist.get_world_size() // layout.ranks_per_copy
-    spread = num_copies * layout.context
-    if num_copies * layout.ranks_per_copy != num_ranks or spread % layout.expert:
-        raise ModelError(
-            f"The layout {layout} needs a multiple of {layout.ranks_per_copy} ranks, and its {layout.expert} expert "
-            f"parts must divide context times data ranks, but there are {num_ranks} ranks."
-        )
+    check_layout(config, layout, dist.get_world_size())
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,

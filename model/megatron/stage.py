@@ -26,7 +26,8 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor, nn
 
-from model.megatron.config import StageConfig, padded_vocabulary
+from model.layout import padded_vocabulary
+from model.megatron.config import StageConfig
 from model.megatron.head import ParallelHead
 from model.megatron.layer import layer_spec
 from model.megatron.norm import StreamNorm
@@ -48,7 +49,7 @@ class Stage(MegatronModule):
         self.received: Tensor | None = None
         if self.pre_process:
             self.embed_tokens = VocabParallelEmbedding(
-                padded_vocabulary(config.hybrid, self.ranks.tp.size()),
+                padded_vocabulary(config.hybrid.vocab_size, self.ranks.tp.size()),
                 config.hidden_size,
                 init_method=config.init_method,
                 reduce_scatter_embeddings=config.sequence_parallel,

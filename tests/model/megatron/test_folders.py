@@ -34,7 +34,7 @@ class Ranks:
     def __init__(self, layout, config=CONFIG):
         from model.megatron import ParallelWeights, build_stages, initialise_ranks, stage_config
 
-        self.place = initialise_ranks(layout)
+        self.place = initialise_ranks(config, layout)
         self.stages = build_stages(stage_config(config, layout))
         self.weights = ParallelWeights(self.stages)
 
@@ -151,9 +151,7 @@ def refusals(folder):
     ring = dataclasses.replace(CONFIG, family="bailing_linear", num_hidden_layers=4, attn_type_list=(0, 0, 0, 1))
     attempts = {
         "family": lambda: stage_config(ring, Layout()),
-        "vocabulary": lambda: stage_config(dataclasses.replace(CONFIG, vocab_size=5), Layout(tensor=4)),
-        "ranks": lambda: initialise_ranks(Layout(tensor=3)),
-        "experts": lambda: initialise_ranks(Layout(expert=4)),
+        "layout": lambda: initialise_ranks(CONFIG, Layout(tensor=4, expert=3)),
     }
     said = {}
     for name, attempt in attempts.items():
@@ -267,9 +265,7 @@ def test_routing_travels_bit_for_bit(found):
     "name, text",
     [
         ("family", "not of bailing_linear"),
-        ("vocabulary", "5 tokens cannot be cut into 4 parts"),
-        ("ranks", "needs a multiple of 3 ranks"),
-        ("experts", "4 expert parts must divide"),
+        ("layout", "num_key_value_heads=2 is no multiple of tensor=4.*2 ranks are no multiple.*Nearest layouts"),
         ("weights", r"lm_head.weight has shape \(3, 16\).*nonsense is unknown.*is missing"),
     ],
 )

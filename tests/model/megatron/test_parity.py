@@ -52,7 +52,7 @@ def work(rank, num_ranks, folder):
     updates = {}
     runs = Counter()
     for name, layout in LAYOUTS[num_ranks].items():
-        place = initialise_ranks(layout)
+        place = initialise_ranks(CONFIG, layout)
         stages = build_stages(stage_config(CONFIG, layout, **OPTIONS.get(name, {})))
         layer = next(iter(stages[0].module.layers.values()))
         layer.register_forward_hook(lambda *_, name=name: runs.update([name]))
