@@ -268,7 +268,7 @@ class Theirs:
         self.seconds: dict[str, float] = defaultdict(float)
         self.num_tokens = 0
         tokenizer = build.make_tokenizer(config)
-        lm = build.make_model(config, tokenizer)
+        lm = build.make_policy(config, tokenizer).lm()
         save_pretrained(lm, folder, layout="minimax")
         tokenizer.save(folder)
         model: Any = MiniMaxForCausalLM.from_pretrained(

@@ -20,11 +20,11 @@ from rollout.sampling import Sampling
 from rollout.seeding import stable_rng
 
 if TYPE_CHECKING:
+    from cispo.learner.policy import Policy
     from cispo.learner.ranks import Ranks
     from cispo.learner.shared import SharedLearner
     from cispo.protocols import PromptSource
     from launch.sandbox_actors import SandboxActors
-    from model import HybridLM
     from rewards.reward import Rewards
     from rollout.worker import RolloutWorker
     from sandbox import ProgramPool
@@ -98,23 +98,22 @@ def make_tokenizer(config: RunConfig) -> Tokenizer:
     return Tokenizer.bytes_and_words(task_words(config.task))
 
 
-def make_model(config: RunConfig, tokenizer: Tokenizer) -> HybridLM:
+def make_policy(config: RunConfig, tokenizer: Tokenizer) -> Policy:
     """The policy at the start of the run: the pretrained one, or random weights from the run's seed."""
-    import torch
-
-    from model import HybridLM, load_pretrained
+    from cispo.learner.policy import Policy
+    from model.checkpoint import read_config
 
     if config.model.path:
-        return load_pretrained(config.model.path)
-    torch.manual_seed(stable_rng("weights", config.seed).getrandbits(63))
-    return HybridLM(dataclasses.replace(config.model.shape, vocab_size=tokenizer.vocab_size))
+        return Policy(read_config(config.model.path), config.model.path)
+    shape = dataclasses.replace(config.model.shape, vocab_size=tokenizer.vocab_size)
+    return Policy(shape, seed=stable_rng("weights", config.seed).getrandbits(63))
 
 
 def make_learner(config: RunConfig, ranks: Ranks) -> SharedLearner:
     """One rank of the learner, with its policy."""
     from cispo.learner.backends import make_learner
 
-    return make_learner(make_model(config, make_tokenizer(config)), config.learner, ranks)
+    return make_learner(make_policy(config, make_tokenizer(config)), config.learner, ranks)
 
 
 def make_worker(config: RunConfig, sandboxes: SandboxActors | None = None) -> RolloutWorker:
@@ -131,7 +130,7 @@ def make_worker(config: RunConfig, sandboxes: SandboxActors | None = None) -> Ro
 
     torch.set_num_threads(config.cluster.num_threads)
     tokenizer = make_tokenizer(config)
-    engine = HybridEngine(make_model(config, tokenizer), config.engine)
+    engine = HybridEngine(make_policy(config, tokenizer).lm(), config.engine)
     return RolloutWorker(engine, make_rewards(config, sandboxes), tokenizer.decode, make_sampling(config, tokenizer))
 
 

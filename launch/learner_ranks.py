@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -39,21 +40,30 @@ class RankHost:
 
     def __init__(self, make: Callable[[Any, Ranks], SharedLearner], config: Any, rank: int) -> None:
         self._make, self._config, self._rank = make, config, rank
+        self._store: Any = None
 
     def address(self) -> str:
-        """A free place on this machine for the ranks to meet at."""
-        with socket.create_server(("", 0)) as probe:
-            return f"{_own_address()}:{probe.getsockname()[1]}"
+        """Open the place where the ranks meet; "host:port". The system picks the port, so it is free."""
+        self._store = self._open_store("0.0.0.0", 0, is_master=True)
+        return f"{_own_address()}:{self._store.port}"
 
     def join(self, address: str) -> None:
         """Meet the other ranks and build this one's part of the learner."""
         config: LearnerConfig = self._config.learner
         ranks = Ranks()
-        if config.num_ranks > 1:
+        if config.num_ranks > 1 or config.kind != "local":  # their libraries want a group, if only of one
+            host, _, port = address.rpartition(":")
+            store = self._store or self._open_store(host, int(port), is_master=False)
             ranks = Ranks.join(
-                address, self._rank, config.num_ranks, device=config.device, deadline_seconds=config.exchange_seconds
+                store, self._rank, config.num_ranks, device=config.device, deadline_seconds=config.exchange_seconds
             )
         self.learner = self._make(self._config, ranks)
+
+    def _open_store(self, host: str, port: int, *, is_master: bool) -> Any:
+        import torch.distributed as dist
+
+        deadline = datetime.timedelta(seconds=self._config.learner.exchange_seconds)
+        return dist.TCPStore(host, port, is_master=is_master, wait_for_workers=False, timeout=deadline)
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:
         """A method of the learner. Raises ExchangeFailed where torch says that another rank is lost."""

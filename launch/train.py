@@ -11,6 +11,7 @@ from pathlib import Path
 from cispo.checkpoint import FolderCheckpoints
 from cispo.errors import CheckpointError, ConfigError
 from cispo.evaluate import HeldOutEvaluator, guess_accuracy
+from cispo.learner.backends import check_installed
 from cispo.protocols import RolloutSource
 from cispo.sft import cold_start
 from cispo.trainer import Parts, train
@@ -28,6 +29,7 @@ from launch.sandbox_actors import SandboxActors, shared_sandboxes
 from launch.summary import summarise
 from launch.trackers import Trackers, open_trackers
 from launch.weight_sync import ObjectStoreSync
+from model.layout_faults import check_layout
 from rewards.custom import CustomReward
 from rollout.service import Draw, RolloutService
 
@@ -147,6 +149,10 @@ def check_machine(config: RunConfig) -> None:
     if config.model.path and not Path(config.model.path).is_dir():
         raise CheckpointError(f"model.path={config.model.path} is not a folder.")
     check_device(config.learner.device)
+    check_installed(config.learner)
+    if config.learner.kind == "megatron":
+        policy = build.make_policy(config, build.make_tokenizer(config))
+        check_layout(policy.config, config.learner.layout, config.learner.num_ranks)
     if config.rewards.custom:
         CustomReward(config.rewards.custom)
 

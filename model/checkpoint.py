@@ -110,8 +110,7 @@ def load_pretrained(
     misshapen tensors and those of a dtype that no weight has; then with the names of all weights that are not finite.
     """
     folder = Path(folder)
-    config = HybridConfig.from_hf(read_json(folder / CONFIG_FILE))
-    config = dataclasses.replace(config, param_dtype=str(dtype).removeprefix("torch."))
+    config = dataclasses.replace(read_config(folder), param_dtype=str(dtype).removeprefix("torch."))
     lm = unset_model(config, device)
     load_weights(lm, stream_folder(lm, folder))
     _refuse(
@@ -119,6 +118,11 @@ def load_pretrained(
         folder,
     )
     return lm
+
+
+def read_config(folder: str | Path) -> HybridConfig:
+    """The configuration of a model folder. Raises ModelError if there is none, or none that can be built."""
+    return HybridConfig.from_hf(read_json(Path(folder) / CONFIG_FILE))
 
 
 def unset_model(config: HybridConfig, device: str | torch.device = "cpu") -> HybridLM:

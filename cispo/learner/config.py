@@ -93,8 +93,15 @@ class LearnerConfig:
             )
         if self.exchange_seconds <= 0:
             faults.append(f"learner.exchange_seconds must be positive; got {self.exchange_seconds:g}.")
+        if self.kind != "local" and self.copies != "whole":
+            faults.append(f"learner.copies belongs to learner.kind=local; got it with learner.kind={self.kind}.")
         if self.kind != "megatron" and self.layout != Layout():
             faults.append(f"learner.layout belongs to learner.kind=megatron; got it with learner.kind={self.kind}.")
+        if (self.kind, self.dtype, self.deepspeed.stage) == ("deepspeed", "bfloat16", 0):
+            faults.append(
+                "learner.deepspeed.stage must be 1, 2 or 3 with learner.dtype=bfloat16, because DeepSpeed keeps no "
+                "float32 weights at stage 0; or take learner.kind=local, which copies everything on each rank, too."
+            )
         if faults:
             raise ConfigError(*faults)
         check_schedule("learner.lr", self.lr, least=0.0)

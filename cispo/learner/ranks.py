@@ -24,8 +24,8 @@ class Ranks:
     num_ranks: int = 1
 
     @classmethod
-    def join(cls, address: str, rank: int, num_ranks: int, *, device: str, deadline_seconds: float) -> Ranks:
-        """Meet the others at `address` ("host:port", where rank 0 listens).
+    def join(cls, store: dist.Store, rank: int, num_ranks: int, *, device: str, deadline_seconds: float) -> Ranks:
+        """Meet the others at `store`, which all of them have.
 
         Tensors of a GPU travel by NCCL, those of the CPU and everything small by gloo. Whoever waits for a rank that
         does not come, here or in any later exchange, gets torch's error after `deadline_seconds`.
@@ -33,7 +33,7 @@ class Ranks:
         on_cpu = torch.device(device).type == "cpu"
         dist.init_process_group(
             "gloo" if on_cpu else "cpu:gloo,cuda:nccl",
-            init_method=f"tcp://{address}",
+            store=store,
             rank=rank,
             world_size=num_ranks,
             timeout=datetime.timedelta(seconds=deadline_seconds),
@@ -42,7 +42,7 @@ class Ranks:
 
     def leave(self) -> None:
         """End the group; nobody can be waited for afterwards."""
-        if self.num_ranks > 1 and dist.is_initialized():
+        if dist.is_initialized():
             dist.destroy_process_group()
 
     def merge(

@@ -89,8 +89,10 @@ def objective(
     return RowOutput(-total, metrics, logp_T)
 
 
-def with_balance(output: RowOutput, routing: Routing, share: float, coefficient: float) -> RowOutput:
-    """`output` with the routers' balancing loss and its metrics.
+def with_balance(
+    output: RowOutput, routing: Routing, share: float, coefficient: float, *, num_parts: int = 1
+) -> RowOutput:
+    """`output` with the routers' balancing loss and its metrics, or with one rank's of `num_parts` parts of the loss.
 
     The loss is taken over each row by itself and weighed by the row's share of the update: the one term that depends
     on how an update is split (docs/decisions/balancing-loss.md).
@@ -100,7 +102,7 @@ def with_balance(output: RowOutput, routing: Routing, share: float, coefficient:
         return output
     auxiliary = routing.aux_loss()
     metrics = output.metrics | {
-        "moe/aux_loss": Mean(float(auxiliary.detach()) * share, share),
+        "moe/aux_loss": Mean(float(auxiliary.detach()) * share, share / num_parts),
         "moe/load_imbalance": Mean(routing.load_imbalance() * share, share),
     }
     return RowOutput(output.loss + coefficient * share * auxiliary, metrics, output.logp_T)

@@ -33,7 +33,7 @@ def stage_config(config: HybridConfig, layout: Layout, *, recompute_layers: int 
         recompute_layers: in how many layers at a time activations are made again by the backward pass, which then
             keeps only what enters the first of them; 0 keeps everything.
 
-    Raises ModelError for a family that has no parts here.
+    Raises ModelError for a family that has no parts here; `initialise_ranks` refuses what cannot be cut so.
     """
     if config.family != FAMILY:
         raise ModelError(
@@ -91,8 +91,8 @@ def _parallel(layout: Layout) -> dict[str, Any]:
         # Interleaved, two stages talk in both directions at once; told apart only if each message goes by itself.
         "overlap_p2p_comm": is_interleaved,
         "batch_p2p_comm": not is_interleaved,
-        # Such messages are under way while the schedule goes on: gloo reads the memory then, CUDA's streams wait.
-        "deallocate_pipeline_outputs": torch.cuda.is_available() or not is_interleaved,
+        # Messages are under way while the schedule goes on: gloo reads the memory then, CUDA's streams wait.
+        "deallocate_pipeline_outputs": torch.cuda.is_available(),
         "use_cpu_initialization": not torch.cuda.is_available(),
         "init_method": _zero,
         "output_layer_init_method": _zero,

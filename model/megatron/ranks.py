@@ -32,7 +32,7 @@ class Place:
 def initialise_ranks(config: HybridConfig, layout: Layout) -> Place:
     """Form megatron's process groups among the processes of torch.distributed, which must be initialised.
 
-    Raises ModelError if `config` cannot lie over them as `layout` (model/layout_faults.py).
+    Raises ModelError, with every reason and the nearest layouts that work, unless `config` can lie over them so.
     """
     check_layout(config, layout, dist.get_world_size())
     parallel_state.initialize_model_parallel(

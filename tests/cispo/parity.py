@@ -5,12 +5,12 @@ The reference is LocalLearner in one process, whose updates test_learner.py comp
 
 import dataclasses
 import pickle
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from cispo.learner.config import LearnerConfig
@@ -127,17 +127,15 @@ def assert_agree(found, wanted, tolerance=1e-5):
 
 def on_ranks(num_ranks, work, folder, *arguments):
     """work(ranks, folder, *arguments) on each of num_ranks gloo processes; what each rank returned, by rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
     folder.mkdir(parents=True, exist_ok=True)
-    mp.spawn(_enter, (num_ranks, address, work, folder, arguments), nprocs=num_ranks)
+    mp.spawn(_enter, (num_ranks, work, folder, arguments), nprocs=num_ranks)
     return [pickle.loads((folder / f"result_{rank}").read_bytes()) for rank in range(num_ranks)]
 
 
-def _enter(rank, num_ranks, address, work, folder, arguments):
+def _enter(rank, num_ranks, work, folder, arguments):
     torch.set_num_threads(1)
-    ranks = Ranks.join(address, rank, num_ranks, device="cpu", deadline_seconds=120)
+    store = dist.FileStore(str(folder / "store"), num_ranks)
+    ranks = Ranks.join(store, rank, num_ranks, device="cpu", deadline_seconds=120)
     result = work(ranks, Path(folder), *arguments)
     (folder / f"result_{rank}").write_bytes(pickle.dumps(result))
     ranks.leave()

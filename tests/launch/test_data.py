@@ -41,7 +41,7 @@ def test_a_prompt_is_taken_as_long_as_the_engine_takes_it(configured, caplog):
     limit = "1 to 80 are allowed by engine.max_length=128 less sampling.max_new_tokens=48"
     assert bad_rows(caplog) == [f"bad row skipped: {path}:32: the prompt has 81 tokens, and {limit}"]
 
-    engine = HybridEngine(build.make_model(config, data.tokenizer), config.engine)
+    engine = HybridEngine(build.make_policy(config, data.tokenizer).lm(), config.engine)
     window = Sampling(max_new_tokens=48)
     engine.submit([Request("fits", tuple(data.tokenizer.encode(fits["prompt"])), sampling=window)])
     with pytest.raises(InvalidRequest, match="must not exceed"):

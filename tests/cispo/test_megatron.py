@@ -1,0 +1,150 @@
+"""The megatron learner under many layouts against the local one in one process; on CPUs by tests/model/megatron."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from cispo.learner.local import LocalLearner
+from cispo.learner.policy import Policy
+from model import load_pretrained
+from model.layout import Layout
+from tests.cispo.parity import (
+    CONFIG,
+    SETTINGS,
+    Found,
+    assert_agree,
+    learn,
+    learner_config,
+    make_batches,
+    make_lm,
+    on_ranks,
+    reference,
+    together,
+)
+from tests.model.megatron import megatron_on_cpu
+
+torch.set_num_threads(1)
+
+TWO = {
+    "tensor": Layout(tensor=2),
+    "sequence": Layout(tensor=2, sequence_parallel=True),
+    "pipeline": Layout(pipeline=2),
+    "interleaved": Layout(pipeline=2, virtual_pipeline=2),
+    "expert": Layout(expert=2),
+    "data": Layout(),
+    "context": Layout(context=2),
+}
+FOUR = {
+    "tensor-pipeline": Layout(tensor=2, pipeline=2),
+    "tensor-expert": Layout(tensor=2, expert=2),
+}
+BALANCED = dataclasses.replace(SETTINGS, router_aux_coef=0.3)
+
+
+def config_of(layout, num_ranks, **changes):
+    return learner_config(kind="megatron", num_ranks=num_ranks, layout=layout, **changes)
+
+
+def work(ranks, folder, num_ranks, layouts):
+    """Each layout learns all batches, and once more the last two, from the state that the first one saved."""
+    warnings.simplefilter("ignore")
+    megatron_on_cpu.before_import()
+    from cispo.learner.megatron import MegatronLearner
+    from model.megatron.ranks import forget_ranks
+
+    megatron_on_cpu.after_import()
+    found, batches = {}, make_batches()
+    for name, layout in layouts.items():
+        config = config_of(layout, num_ranks)
+        place = {"shard": config.shard_of(ranks.rank), "num_shards": config.num_shards}
+        learner = MegatronLearner(Policy(CONFIG, seed=0), config, ranks)
+        first = learn(learner, batches[:1], BALANCED, **place)
+        if name == next(iter(layouts)):
+            learner.save(folder / "state")
+        rest = learn(learner, batches[1:], BALANCED, **place)
+        found[name] = joined(first, rest)
+        learner.export(folder / f"export-{name}", eos_token_id=0)
+        forget_ranks()
+        resumed = MegatronLearner(Policy(CONFIG, seed=5), config, ranks)
+        resumed.load(folder / "state")
+        found[f"{name} resumed"] = learn(resumed, batches[1:], BALANCED, **place)
+        resumed.new_optimizer(config.optimizer)
+        found[f"{name} anew"] = learn(resumed, batches[:1], BALANCED, **place)
+        forget_ranks()
+    return found
+
+
+def joined(first, rest):
+    """One Found of two in a row."""
+    lists = {name: getattr(first, name) + getattr(rest, name) for name in ("losses", "norms", "metrics", "logp")}
+    return Found(**lists, weights=rest.weights)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return make_batches()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("megatron")
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    two, four = on_ranks(2, work, folder / "two", 2, TWO), on_ranks(4, work, folder / "four", 4, FOUR)
+    return {name: [rank[name] for rank in run] for run in (two, four) for name in run[0]}
+
+
+@pytest.fixture(scope="module")
+def wanted(batches):
+    return reference(batches, BALANCED)
+
+
+def whole(found, name, batches):
+    layout = name.split()[0]
+    config = config_of((TWO | FOUR)[layout], 2 if layout in TWO else 4)
+    return together(config, found[name], batches)
+
+
+@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+def test_updates_are_those_of_one_process(found, wanted, batches, layout):
+    assert_agree(whole(found, layout, batches), wanted)
+
+
+@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+def test_balance_of_experts_is_told_as_by_one_process(found, wanted, batches, layout):
+    for metrics, expected in zip(whole(found, layout, batches).metrics, wanted.metrics, strict=True):
+        for name in ("moe/aux_loss", "moe/load_imbalance"):
+            np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+def test_a_state_saved_under_one_layout_goes_on_under_another(found, batches, layout):
+    learner = LocalLearner(make_lm(), learner_config())
+    learn(learner, batches[:1], BALANCED)
+    assert_agree(whole(found, f"{layout} resumed", batches[1:]), learn(learner, batches[1:], BALANCED))
+
+
+@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+def test_a_new_optimizer_forgets_the_moments(found, batches, layout):
+    learner = LocalLearner(make_lm(), learner_config())
+    learn(learner, batches, BALANCED)
+    learner.new_optimizer(learner.config.optimizer)
+    assert_agree(whole(found, f"{layout} anew", batches[:1]), learn(learner, batches[:1], BALANCED))
+
+
+@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+def test_the_export_is_the_policy(found, folder, batches, layout):
+    exported = load_pretrained(folder / ("two" if layout in TWO else "four") / f"export-{layout}")
+    for name, weight in LocalLearner(exported, learner_config()).weights():
+        np.testing.assert_array_equal(weight, found[layout][0].weights[name])
+
+
+def test_expert_parts_equal_whole_experts(found, batches):
+    """The same ranks with the same rows, experts on one or on both: no more than rounding between them."""
+    parts, copies = (whole(found, name, batches) for name in ("expert", "data"))
+    assert_agree(parts, copies, 2e-6)
