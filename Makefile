@@ -20,7 +20,10 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: train test check bench clean constraints
 
-train: .venv/.installed
+# A learner that needs a library of its own brings it along: make train ARGS="learner=deepspeed"
+LEARNER := $(filter deepspeed megatron,$(patsubst learner=%,%,$(ARGS)))
+
+train: .venv/.installed $(LEARNER:%=.venv/.installed-%)
 	$(BIN)/cispo train $(ARGS)
 
 test: .venv/.installed-dev
@@ -36,6 +39,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/head.py
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/learners.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/long_context.py
 	$(BIN)/python benchmarks/embedded.py
@@ -71,6 +75,10 @@ clean:
 
 .venv/.installed: .venv/.torch pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/.installed-deepspeed .venv/.installed-megatron: .venv/.installed-%: .venv/.installed
+	$(PIP) --constraint constraints.txt --editable ".[$*]"
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cispo.errors import CheckpointError
+from cispo.errors import CheckpointError, ConfigError
 from cispo.learner.config import LearnerConfig
 from cispo.learner.policy import Policy
 from cispo.learner.ranks import Ranks
@@ -34,6 +34,7 @@ class MegatronLearner(SharedLearner):
     """
 
     def __init__(self, policy: Policy, config: LearnerConfig, ranks: Ranks) -> None:
+        check_gpu()
         torch.set_num_threads(config.num_threads)
         self.config, self.ranks = config, ranks
         self.model_config = dataclasses.replace(policy.config, param_dtype=config.dtype)
@@ -113,6 +114,17 @@ class MegatronLearner(SharedLearner):
         """Leave megatron's groups and the other ranks."""
         forget_ranks()
         super().close()
+
+
+def check_gpu() -> None:
+    """Raise ConfigError where this process has no CUDA device to make tensors on."""
+    try:
+        torch.cuda.current_device()
+    except (AssertionError, RuntimeError) as error:
+        raise ConfigError(
+            "learner.kind=megatron needs a GPU for each rank, because megatron-core makes its tensors there, and this "
+            "process sees none; on CPUs use learner=local or learner=deepspeed."
+        ) from error
 
 
 def token_row(row: PackedRow, device: torch.device) -> TokenRow:

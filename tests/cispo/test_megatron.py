@@ -1,7 +1,10 @@
 """The megatron learner under many layouts against the local one in one process; on CPUs by tests/model/megatron."""
 
 import dataclasses
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +30,7 @@ from tests.cispo.parity import (
 from tests.model.megatron import megatron_on_cpu
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).parents[2]
 
 TWO = {
     "tensor": Layout(tensor=2),
@@ -148,3 +152,17 @@ def test_expert_parts_equal_whole_experts(found, batches):
     """The same ranks with the same rows, experts on one or on both: no more than rounding between them."""
     parts, copies = (whole(found, name, batches) for name in ("expert", "data"))
     assert_agree(parts, copies, 2e-6)
+
+
+def test_without_a_gpu_it_is_refused_in_a_sentence():
+    """In a process of its own, for the harness would make a CPU pass for one."""
+    program = """
+from cispo.learner.backends import make_learner
+from cispo.learner.config import LearnerConfig
+from cispo.learner.policy import Policy
+from cispo.learner.ranks import Ranks
+from model import HybridConfig
+make_learner(Policy(HybridConfig()), LearnerConfig(kind="megatron"), Ranks())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert "ConfigError: learner.kind=megatron needs a GPU for each rank" in done.stderr
