@@ -136,12 +136,26 @@ def explain(config: RunConfig) -> list[str]:
         f"importance ratio clipped to [{config.ratio_floor:g}, {value_at(config.ratio_cap, 0):g}]{_mask_text(config)}; "
         f"trajectories up to {config.max_staleness} versions old, plus {config.updates_per_step - 1} updates in a step",
     ]
+    if config.learner.num_ranks > 1:
+        lines.append(_learner_text(config.learner))
     if config.updates_per_step == 1 and config.max_staleness == 0:
         lines.append(
             "warning: with one update per step and no staleness every ratio is 1, so ratio_cap, ratio_floor and the "
             "mask do nothing; raise updates_per_step or max_staleness if you meant to train off-policy"
         )
     return lines
+
+
+def _learner_text(learner: LearnerConfig) -> str:
+    how = {
+        "local": f"{learner.copies} copies",
+        "deepspeed": f"ZeRO stage {learner.deepspeed.stage}",
+        "megatron": str(learner.layout),
+    }[learner.kind]
+    return (
+        f"learner: {learner.kind} on {learner.num_ranks} ranks ({how}); an update's rows, at most "
+        f"{learner.max_row_tokens} tokens each, in {learner.num_shards} shards"
+    )
 
 
 def _mask_text(config: RunConfig) -> str:

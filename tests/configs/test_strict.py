@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cispo.errors import ConfigError
+from cispo.learner.config import LearnerConfig
 from configs.schema import RunConfig, explain
 from configs.strict import from_dict, nearest, to_dict
+from model.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -202,3 +204,11 @@ def test_start_up_says_the_band_and_the_counts():
     text = "\n".join(explain(dataclasses.replace(RunConfig(), steps=3, groups_per_step=8, group_size=4)))
     assert "3 steps of 8 prompts x 4 samples = 32 trajectories" in text
     assert "importance ratio clipped to [0, 3], every token keeps its gradient" in text
+
+
+def test_start_up_says_what_the_ranks_hold():
+    learner = LearnerConfig(kind="megatron", num_ranks=8, layout=Layout(tensor=2, pipeline=2))
+    text = "\n".join(explain(dataclasses.replace(RunConfig(), learner=learner)))
+    assert "learner: megatron on 8 ranks (tensor=2 pipeline=2 expert=1 context=1)" in text
+    assert "in 2 shards" in text
+    assert "learner:" not in "\n".join(explain(RunConfig()))
