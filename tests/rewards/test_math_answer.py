@@ -90,6 +90,13 @@ def test_bad_reference_is_the_data_s_fault(unstarted, reference):
         unstarted.score(r"\boxed{9}", reference)
 
 
+def test_a_bad_reference_of_any_size_is_told_in_one_sentence(unstarted):
+    with pytest.raises(DataError) as told:
+        unstarted.score(r"\boxed{9}", {"repository": {"main.py": "x = 1\n" * 10_000}})
+    assert "repository" in str(told.value)
+    assert len(str(told.value)) < 500
+
+
 @given(st.integers(-(10**40), 10**40), st.integers(-(10**40), 10**40))
 def test_integers_are_compared_exactly_without_a_process(ours, theirs):
     verifier = MathAnswer()
