@@ -120,7 +120,8 @@ def _fault(known: _Reference, what: str) -> DataError:
 def _read(reference: Any) -> _Reference:
     if not isinstance(reference, Mapping):
         raise DataError(
-            f'A logic reference must be {{"task", "answer", "metadata"}}, but got {repr(reference)[:200]}; mend the row.'
+            'A logic reference must be {"task", "answer", "metadata"}, '
+            f"but got {repr(reference)[:200]}; mend the row."
         )
     facts, answer = reference.get("metadata") or {}, reference.get("answer")
     if not isinstance(facts, Mapping):
