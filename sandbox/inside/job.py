@@ -26,6 +26,7 @@ _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 """An executed program would inherit that."""
 
 _DESCRIPTORS_END = 1 << 16
+_CANNOT_EXECUTE = 126  # as shells say it
 
 
 class Job:
@@ -110,7 +111,13 @@ class Job:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         self._page.set_stage(Stage.RUNNING)
-        os.execve(content.command[0], content.command, content.environment)
+        try:
+            os.execve(content.command[0], content.command, content.environment)
+        except OSError as error:
+            if not content.command[0].startswith(f"{WORK}/"):
+                raise  # a tool that was there a moment ago
+            os.write(2, f"{content.command[0]}: {error.strerror}\n".encode())
+        os._exit(_CANNOT_EXECUTE)  # the text made a file that the kernel does not run
 
 
 def _be_the_first_to_go() -> None:
