@@ -226,3 +226,27 @@ def test_closed_grader_says_system_error_and_never_zero():
 def test_limits_say_what_is_wrong():
     with pytest.raises(ConfigError, match="max_nesting"):
         AnswerLimits(max_nesting=0)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "is_right"),
+    [
+        (r"\{1,2\}", r"\{1\},\{2\}", False),
+        (r"1,2", r"\{1\},\{2\}", False),
+        (r"\{\{1\},\{2\}\}", r"\{1,2\}", False),
+        (r"\{1\},\{2\}", r"\{2\},\{1\}", True),
+        (r"(1,2),(3,4)", r"\{1,2\},\{3,4\}", False),
+        (r"(1,2),(3,4)", r"(3,4),(1,2)", True),
+        (r"\{1,2\}", r"\{2,1\}", True),
+        (r"1,-2", r"1,(-2)", True),
+        ("1,1,2", "1,2", False),
+        ("1,1,2", "1,2,2", False),
+        ("1,2,3", "1,2,3,3", False),
+        ("1,1,2", "2,1,1", True),
+        (r"\{1,1,2\}", r"\{1,2\}", True),  # a set is one whatever is written twice
+        (r"\angle ABC", r"\angle BCA", False),
+        (r"\angle ABC", r"\angle CBA", True),
+    ],
+)
+def test_form_counts_where_a_parser_would_flatten_it(grader, gold, answer, is_right):
+    assert grader.score(rf"\boxed{{{answer}}}", gold).correct is is_right
