@@ -322,7 +322,7 @@ def test_a_patch_that_touches_tests_is_refused(verifier):
 @pytest.mark.parametrize(
     ("test", "path", "source"),
     [
-        ("import statistics\\ndef test_it(): assert statistics.mean([shapes.one()]) == 1", "src/statistics.py",
+        ("import statistics\ndef test_it(): assert statistics.mean([shapes.one()]) == 1", "src/statistics.py",
          "def mean(_): return 1"),
         ("from checks import wanted\ndef test_it(): assert shapes.one() == wanted.ONE", "src/checks.py",
          "class wanted: ONE = 2"),
