@@ -169,6 +169,22 @@ def test_a_checker_that_fails_is_nobodys_failure(pool, body):
     assert math.isnan(found.value)
 
 
+@pytest.mark.parametrize(
+    "output", ["", "nonsense", "1e999999999", "9" * 5000, "[" * 90_000, "1\\x00", "\\ud800", "7 " * 90_000]
+)
+def test_an_output_that_no_checker_can_read_is_wrong_and_not_masked(pool, output):
+    close = "def check(stdin, output, expected):\n    return abs(int(output) - int(expected)) <= 1"
+    deep = "import ast\ndef check(stdin, output, expected):\n    return ast.literal_eval(output) == int(expected)"
+    for checker in (close, deep):
+        test = {"tests": [{"stdin": "", "stdout": "7"}], "checker": checker}
+        assert score(pool, f"print({output!r})", **test).verdict is Verdict.WRONG
+    loops = "def check(args, result, expected):\n    while result != expected: pass\n    return True"
+    assert (
+        score(pool, f"def f(): return {output!r}", entry="f", tests=[{"args": [], "returns": 7}], checker=loops).verdict
+        is Verdict.WRONG
+    )
+
+
 def test_a_checker_is_looked_at_when_it_is_read():
     for checker in ("def check(", "def judge(a, b, c): return True"):
         with pytest.raises(DataError, match="a checker"):
@@ -249,3 +265,20 @@ def test_rows_of_collections(pool, row, source):
 def test_rows_that_cannot_be_used_are_refused(row, why):
     with pytest.raises(DataError, match=why):
         read_reference(row)
+
+
+@pytest.mark.parametrize(
+    ("suite", "honest", "trick"),
+    [
+        ("def test_it():\n    for x in f(3): assert f(x)", "return [1, 2] if x == 3 else True",
+         "return list(range(3000))"),
+        ("def test_it():\n    x = 3\n    while x: x = f(x)\n    assert f(9) == 8", "return x - 1", "return x + 1"),
+        ("def test_it():\n    assert len(str(2 ** f(3))) == 1", "return x", "return 10 ** 11"),
+        ("def test_it():\n    x = f(3)\n    while x != 3: pass\n    assert f(4) == 4", "return x", "return 5"),
+    ],
+)  # fmt: skip
+def test_results_that_lead_a_suite_astray_are_a_failure_and_not_masked(pool, suite, honest, trick):
+    assert score(pool, f"def f(x): {honest}", entry="f", suite=suite).correct
+    found = score(pool, f"def f(x): {trick}", entry="f", suite=suite)
+    assert found.value == 0.0
+    assert found.verdict is not Verdict.SYSTEM_ERROR
