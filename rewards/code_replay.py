@@ -150,7 +150,8 @@ def _harness() -> str:
 
 
 def _steps(encoded: str) -> tuple[Step, ...]:
-    return tuple(Step(name, tuple(arguments), keywords) for name, arguments, keywords in decode(encoded))
+    steps = decode(encoded, yielded=list)  # an iterator that the suite gives is used up by now
+    return tuple(Step(name, tuple(arguments), keywords) for name, arguments, keywords in steps)
 
 
 def _table_entry(answer: Answer) -> str:

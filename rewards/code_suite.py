@@ -231,7 +231,7 @@ class _Translator:
             raise UntranslatableSuite("an argument that is passed twice, and may be changed between")
         self.passed.update((id(part), part) for value in binder.looked_at for part in _containers(value).values())
         try:
-            results = decode(encode(results))
+            results = decode(encode(results), yielded=list)
         except Refused as error:
             raise UntranslatableSuite(str(error)) from error
         keywords = {str(part.arg): value for part, value in zip(node.keywords, results[len(node.args) :], strict=True)}

@@ -203,7 +203,15 @@ def test_a_checker_is_looked_at_when_it_is_read():
         ({"args": [[2, 1]], "args_after": [[1, 2]]}, "def f(x): return sorted(x)", False),
         ({"args": [[2, 1]], "args_after": [[1, 2]], "returns": 2}, "def f(x): x.sort(); return 2", True),
         ({"args": [[2, 1]], "args_after": [[1, 2]], "returns": 2}, "def f(x): x.sort(); return 3", False),
-        ({"args": [3], "returns": [0, 1, 2]}, "def f(n): yield from range(n)", True),
+        ({"args": [3], "returns": [0, 1, 2]}, "def f(n): yield from range(n)", False),
+        ({"args": [3], "returns": [0, 1, 2]}, "def f(n): return range(n)", False),
+        ({"args": [3], "returns": [0, 1, 2]}, "def f(n): return list(range(n))", True),
+        ({"args": [3], "returns": [0, 1, 2], "compare": "json"}, "def f(n): yield from range(n)", False),
+        ({"args": [3], "returns": [0, 1, 2], "compare": "equal"}, "def f(n): return map(int, range(n))", False),
+        ({"args": [3], "returns": [0.0, 1.0], "tolerance": 1e-6}, "def f(n): yield 0.0; yield 1.0", False),
+        ({"args": [3], "returns": [[0], [1]]}, "def f(n): return [(k for k in [m]) for m in range(2)]", False),
+        ({"args": [3], "returns": {"a": 1}, "tolerance": 1.0}, "def f(n): return {iter([1]): 1}", False),
+        ({"args": [[3]], "args_after": [[1, 2]]}, "def f(x): x[:] = [1, iter([2])]", False),
         ({"args": [3], "returns": 0.3, "tolerance": 1e-6}, "def f(n): return 0.1 + 0.2", True),
         ({"args": [3], "returns": 3, "tolerance": 10}, "def f(n): return 4", False),
         ({"args": [3], "returns": [1, 2], "compare": "json"}, "def f(n): return 1, 2", True),
@@ -282,3 +290,30 @@ def test_results_that_lead_a_suite_astray_are_a_failure_and_not_masked(pool, sui
     found = score(pool, f"def f(x): {trick}", entry="f", suite=suite)
     assert found.value == 0.0
     assert found.verdict is not Verdict.SYSTEM_ERROR
+
+
+@pytest.mark.parametrize("apart", ["", "    import math\n    wanted = math.floor(3.5)\n    assert wanted == 3\n"])
+@pytest.mark.parametrize(
+    ("condition", "is_right"),
+    [
+        ("list(f(3)) == [0, 1, 2]", True),
+        ("sorted(f(3)) == [0, 1, 2] and sum(f(3)) == 3", True),
+        ("f(3) == [0, 1, 2]", False),
+        ("[0, 1, 2] == f(3)", False),
+        ("f(3) == f(3)", False),
+        ("isinstance(f(3), list)", False),
+        ("len(f(3)) == 3", False),
+    ],
+)
+def test_a_generator_is_in_a_suite_what_it_is_in_python(pool, apart, condition, is_right):
+    suite = f"def test_it():\n{apart}    assert {condition}\n"
+    assert score(pool, "def f(n): yield from range(n)", entry="f", suite=suite).correct is is_right
+    listed = score(pool, "def f(n): return list(range(n))", entry="f", suite=suite)
+    assert listed.correct
+
+
+def test_a_checker_gets_what_a_generator_yields(pool):
+    checker = "def check(args, result, expected): return sorted(result) == sorted(expected)"
+    call = {"entry": "f", "tests": [{"args": [3], "returns": [0, 1, 2]}], "checker": checker}
+    assert score(pool, "def f(n): yield from (2, 1, 0)", **call).correct
+    assert not score(pool, "def f(n): yield from (2, 1)", **call).correct
