@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_DEPTH = 64
 
 
-class Refused(Exception):
+class Refused(ValueError):
     """A value that is not plain data; its text says why."""
 
 
@@ -127,7 +127,7 @@ def decode(text: str, *, yielded: Callable[[list[Any]], Any] = Yielded) -> Any:
     """
     try:
         node = json.loads(text, parse_float=_no_such_form, parse_constant=_no_such_form)
-        return _restored(node, 0, _FORMS | {"y": lambda content, restore: yielded(list(map(restore, content)))})
+        return _restored(node, 0, {**_FORMS, "y": lambda content, restore: yielded(list(map(restore, content)))})
     except (ValueError, TypeError, LookupError, RecursionError, OverflowError) as error:
         raise ValueError(f"not an encoded value: {type(error).__name__}") from error
 
