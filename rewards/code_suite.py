@@ -87,7 +87,10 @@ def _result(answer: Answer) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = ascii(value) if not isinstance(value, int) or value.bit_length() < 200 else "a huge number"
+    try:
+        text = ascii(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits, wherever in the value it is
+        text = "a huge number"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
