@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the `cispo` command; returns the exit status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     parser = make_parser()
-    options = parser.parse_args(arguments)
+    options = _parse(parser, arguments)
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.INFO, format="%(message)s", stream=sys.stderr)
     if options.debug:
         return int(options.run(options))
@@ -43,6 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told = f"cispo: {type(error).__name__}:{_laid_out(str(error))}"
         print(" ".join([told, *_notes(error)]), file=sys.stderr)
         return 1
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Settings may stand before and behind options: argparse by itself leaves those behind unread."""
+    options, unread = parser.parse_known_args(arguments)
+    if unread and (not hasattr(options, "overrides") or any(word.startswith("-") for word in unread)):
+        parser.error(f"unrecognized arguments: {' '.join(unread)}")
+    if unread:
+        options.overrides += unread
+    return options
 
 
 def make_parser() -> argparse.ArgumentParser:

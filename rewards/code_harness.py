@@ -31,7 +31,8 @@ from rewards.code_encoding import Refused, encode
 
 def literal(text: str) -> Any:
     """The inverse of repr for plain data. `text` is ours, not the program's."""
-    return eval(text, {"__builtins__": {"set": set, "frozenset": frozenset}, "nan": float("nan"), "inf": float("inf")})
+    known = {"set": set, "frozenset": frozenset, "iter": iter}
+    return eval(text, {"__builtins__": known, "nan": float("nan"), "inf": float("inf")})
 
 
 def make_teller(nonce: str) -> Any:

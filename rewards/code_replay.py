@@ -32,7 +32,8 @@ from sandbox import Execution, Limits, Program
 
 MAX_ROUNDS = 64
 MAX_CALLS = 2000
-"""Of one program. A suite that asks for more is stopped, which is nobody's failure."""
+"""Of one program. A suite that asks for more is stopped. A solution's results can make it do so, so that is a failure
+unless it asked for that many at the first."""
 
 Runner = Callable[[Sequence[Job], Callable[[Outcome], bool]], "list[Outcome | None]"]
 """Runs jobs, as rewards.code_jobs.run_jobs does, while the second argument says that the rest is needed."""
@@ -50,11 +51,13 @@ class _Report:
         calls: encoded steps of calls that were not in the table.
         statements: by number, what became of each: None if it passed, else why not.
         fault: why the run says nothing at all; "" if it does.
+        is_machines: the fault is that of the sandbox.
     """
 
     calls: tuple[str, ...] = ()
     statements: Mapping[int, Outcome] | None = None
     fault: str = ""
+    is_machines: bool = False
 
 
 class Replay:
@@ -80,7 +83,10 @@ class Replay:
         for _ in range(MAX_ROUNDS):
             report = self._report(table, run)
             if report.fault or report.statements is None:
-                return [Outcome(Verdict.SYSTEM_ERROR, f"the task's suite failed: {report.fault}")]
+                # A first run knows no result, so what went wrong later went wrong with those of the solution.
+                is_theirs = bool(table) and not report.is_machines
+                verdict = Verdict.WRONG if is_theirs else Verdict.SYSTEM_ERROR
+                return [Outcome(verdict, short(f"the task's suite failed: {report.fault}"))]
             if not report.calls:
                 return self._outcomes(report.statements)
             if len(table) + len(report.calls) > MAX_CALLS:
@@ -88,9 +94,9 @@ class Replay:
             ended = self._make_calls(report.calls, table, setting, run, stop_early=stop_early)
             if ended:
                 return [ended]
-        return [
-            Outcome(Verdict.SYSTEM_ERROR, f"the task's suite asks for over {MAX_ROUNDS} rounds or {MAX_CALLS} calls")
-        ]
+        # What it asks for at first depends on nobody; how much more, on the results that it got.
+        verdict = Verdict.WRONG if table else Verdict.SYSTEM_ERROR
+        return [Outcome(verdict, f"the task's suite asks for over {MAX_ROUNDS} rounds or {MAX_CALLS} calls")]
 
     def _outcomes(self, statements: Mapping[int, Outcome]) -> list[Outcome | None]:
         """Those of statements with asserts, and of others that failed: what the suite needs to go on."""
@@ -114,7 +120,7 @@ class Replay:
         stdin = ascii((nonce, self._setup, self._text, self._name, self._is_class, dict(table)))
         outcome = run([Job(Program(_harness(), stdin=stdin), judge)], lambda outcome: True)[0]
         if not reports:
-            return _Report(fault=outcome.note if outcome else "it was cancelled")
+            return _Report(fault=outcome.note if outcome else "it was cancelled", is_machines=True)
         if not table and not reports[0].fault:
             self._first = reports[0]
         return reports[0]
@@ -144,7 +150,8 @@ def _harness() -> str:
 
 
 def _steps(encoded: str) -> tuple[Step, ...]:
-    return tuple(Step(name, tuple(arguments), keywords) for name, arguments, keywords in decode(encoded))
+    steps = decode(encoded, yielded=list)  # an iterator that the suite gives is used up by now
+    return tuple(Step(name, tuple(arguments), keywords) for name, arguments, keywords in steps)
 
 
 def _table_entry(answer: Answer) -> str:

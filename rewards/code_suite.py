@@ -87,7 +87,10 @@ def _result(answer: Answer) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = ascii(value) if not isinstance(value, int) or value.bit_length() < 200 else "a huge number"
+    try:
+        text = ascii(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits, wherever in the value it is
+        text = "a huge number"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -231,7 +234,7 @@ class _Translator:
             raise UntranslatableSuite("an argument that is passed twice, and may be changed between")
         self.passed.update((id(part), part) for value in binder.looked_at for part in _containers(value).values())
         try:
-            results = decode(encode(results))
+            results = decode(encode(results), yielded=list)
         except Refused as error:
             raise UntranslatableSuite(str(error)) from error
         keywords = {str(part.arg): value for part, value in zip(node.keywords, results[len(node.args) :], strict=True)}

@@ -120,11 +120,14 @@ def _fault(known: _Reference, what: str) -> DataError:
 def _read(reference: Any) -> _Reference:
     if not isinstance(reference, Mapping):
         raise DataError(
-            f'A logic reference must be {{"task", "answer", "metadata"}}, but got {reference!r}; mend the row.'
+            'A logic reference must be {"task", "answer", "metadata"}, '
+            f"but got {repr(reference)[:200]}; mend the row."
         )
     facts, answer = reference.get("metadata") or {}, reference.get("answer")
     if not isinstance(facts, Mapping):
-        raise DataError(f"The metadata of a logic reference must be an object, but got {facts!r}; mend the row.")
+        raise DataError(
+            f"The metadata of a logic reference must be an object, but got {repr(facts)[:200]}; mend the row."
+        )
     task = str(reference.get("task") or GYM + str(facts.get("source_dataset")))
     if task not in SCORERS:
         raise DataError(

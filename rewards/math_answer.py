@@ -153,7 +153,7 @@ def _gold(reference: Any) -> str:
     if not gold:
         raise DataError(
             "A math reference must be a non-empty string or a number, because it is the answer to compare with, "
-            f"but got {reference!r}; mend the row of the data, or name another verifier for its task."
+            f"but got {repr(reference)[:200]}; mend the row of the data, or name another verifier for its task."
         )
     return gold
 

@@ -7,7 +7,8 @@ model wrote is ever evaluated as Python.
 What is added, each because math-verify decides otherwise:
 - A decimal is the number that it spells: 0.333333 is not 1/3 and 3.14159265 is not pi (it rounds to 6 digits).
 - One answer unless the reference is several: `1,2` does not answer `1`.
-- Brackets that both sides wrote count: the pair (1,2) is not the set {1,2}. So do units: 5 cm is not 5 m.
+- Brackets that both sides wrote count: the pair (1,2) is not the set {1,2}, and {1},{2} are two sets. So do units:
+  5 cm is not 5 m. So does how often a list names a member: 1,1,2 is not 1,2,2.
 - An equation may be multiplied by a number: 2x+4=0 is x+2=0. The constant of integration may be C or K.
 - An equation that is false, 7=5, is wrong, though its last side be right. So is one that names nothing: 2x+3y=6 does
   not answer 6.
@@ -49,7 +50,7 @@ from sympy import FiniteSet as SympyFiniteSet
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from rewards.math_listings import Listing, closing_index, listing, same_members
+from rewards.math_listings import Listing, closing_index, listed_otherwise, listing, same_members
 from rewards.units import split_unit, units_differ
 
 _NORMALISATION = NormalizationConfig(
@@ -64,6 +65,7 @@ _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _UPPER, _LOWER = re.compile(r"\\pm(?![A-Za-z])"), re.compile(r"\\mp(?![A-Za-z])")
 _INNER_SIGN = re.compile(r"(?<!\\)\{[^{}]*\\(?:pm|mp)(?![A-Za-z])")
 _OR = re.compile(r"\\text\s*\{\s*,?\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])")
+_ANGLE = re.compile(r"\\angle\s*([A-Z]{3})")  # named by three points; to a parser a product
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt)(?![A-Za-z])")
 _WITHOUT = re.compile(r"\\(?:setminus|smallsetminus|backslash)(?![A-Za-z])")
 _MEMBER_OF = re.compile(r"^\s*\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*\\in(?![A-Za-z])")
@@ -99,7 +101,11 @@ def compare(request: dict[str, str]) -> str:
     gold, answer = _with_equal_constants(_prepared(gold), _prepared(answer))
     if units_differ(our_unit, their_unit) or _brackets_differ(gold, answer):
         return "wrong"
+    if (name := _ANGLE.fullmatch(gold)) and (other := _ANGLE.fullmatch(answer)):
+        return "correct" if other[1] in (name[1], name[1][::-1]) else "wrong"
     ours, theirs = listing(gold), listing(answer)
+    if ours is not None and theirs is not None and listed_otherwise(ours, theirs):
+        return "wrong"
     if ours is not None and ours.names and theirs is not None:
         return "correct" if _same_lists(ours, theirs) else "wrong"
     gold_value, answer_value = _parse(gold), _parse(answer)

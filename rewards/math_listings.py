@@ -30,12 +30,22 @@ class Listing:
     members: tuple[str, ...]
     names: tuple[str, ...] = ()
 
+    @property
+    def num_sets(self) -> int:
+        """Members that are sets themselves."""
+        return sum(member.startswith(r"\{") for member in self.members)
+
+    @property
+    def repeated(self) -> list[str]:
+        """Members that are there already, as they are written."""
+        return sorted(member for at, member in enumerate(self.members) if member in self.members[:at])
+
 
 def listing(latex: str) -> Listing | None:
     """What `latex` (tidied) lists; None if it is one thing, or more than two dozen."""
     text = _NAMES_OF_TUPLE.sub("", _ELEMENT_OF.sub("", latex, count=1), count=1).strip()
     kind = "list"
-    if text.startswith(r"\{") and text.endswith(r"\}"):
+    if text.startswith(r"\{") and closing_index(text[1:]) == len(text) - 2:
         kind, text = "set", text[2:-2]
     elif text.startswith("(") and closing_index(text) == len(text) - 1:
         kind, text = "tuple", text[1:-1]
@@ -85,6 +95,19 @@ def closing_index(text: str) -> int:
         if depth == 0:
             return index
     return -1
+
+
+def listed_otherwise(gold: Listing, answer: Listing) -> bool:
+    r"""Whether their form alone sets them apart, which a parser that flattens sets would not see.
+
+    `\{1\},\{2\}` are two sets and not 1 and 2. A list that repeats a member, such as the roots of an equation, is no
+    set: `1,1,2` is neither `1,2` nor `1,2,2`.
+    """
+    if gold.num_sets != answer.num_sets:
+        return True
+    if "set" in (gold.kind, answer.kind):
+        return False
+    return answer.repeated != gold.repeated
 
 
 def same_members(gold: Listing, answer: Listing, same: Callable[[str, str], bool]) -> bool:

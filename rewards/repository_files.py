@@ -19,6 +19,8 @@ from cispo.errors import DataError
 MAX_FILES = 2000
 MAX_TOTAL_BYTES = 16 << 20
 _MAX_PATH_CHARACTERS = 200
+_MAX_NAME_BYTES = 255  # of a file system; a longer one could not be laid out, which would be nobody's failure
+_MAX_FOLDERS = 16  # each is an inode of the sandbox's small disk
 
 _LEFT_OUT = {
     ".git",
@@ -116,6 +118,8 @@ def path_fault(name: str) -> str:
         return "has a backslash, a quote or a control character"
     if name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")):
         return "is absolute or has an empty part, '.' or '..'"
+    if name.count("/") > _MAX_FOLDERS or any(len(part.encode()) > _MAX_NAME_BYTES for part in name.split("/")):
+        return f"is deeper than {_MAX_FOLDERS} folders or has a part of over {_MAX_NAME_BYTES} bytes"
     return ""
 
 

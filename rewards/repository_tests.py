@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -118,11 +119,14 @@ class RepositoryTests:
         patched = apply_diff(repository, diff) if diff else repository
         names = [*reference["fail_to_pass"], *reference["pass_to_pass"]]
         tests = _tests(repository, reference, names)
+        roots = reference.get("roots") or _roots(patched)
+        modules = _modules(repository, patched, tests, roots)
         passed: list[str] = []
         failed: dict[str, tuple[Verdict, str]] = {}
         while names:
             # A test that ends the job, say by taking all of its time, takes no other test down with it.
-            result = self._run(patched, tests, names, reference, stop_early=stop_early)
+            job = {"tests": tests, "names": names, "roots": roots, "modules": modules, "stop_early": stop_early}
+            result = self._run(patched, job, reference)
             passed += result.passed
             failed |= result.failed
             if result.system_error or stop_early and failed:
@@ -130,31 +134,14 @@ class RepositoryTests:
             names = [name for name in names if name not in failed and name not in passed]
         return TestReport(tuple(passed), failed)
 
-    def _run(
-        self,
-        tree: Mapping[str, bytes],
-        tests: Mapping[str, str],
-        names: Sequence[str],
-        reference: Mapping[str, Any],
-        *,
-        stop_early: bool,
-    ) -> TestReport:
+    def _run(self, tree: Mapping[str, bytes], job: Mapping[str, Any], reference: Mapping[str, Any]) -> TestReport:
         """One job. At least one of the names is among those that passed or failed, or it is a system error."""
         nonce = secrets.token_hex(16)
-        files = {name: content for name, content in tree.items() if not is_test(name) and name not in tests}
-        roots = reference.get("roots") or _roots(files)
-        job = {
-            "nonce": nonce,
-            "tests": tests,
-            "names": names,
-            "roots": roots,
-            "modules": _modules(files, roots),
-            "stop_early": stop_early,
-        }
+        files = {name: content for name, content in tree.items() if not is_test(name) and name not in job["tests"]}
         in_box = {f"{PROJECT}/{name}": content for name, content in files.items()}
-        program = Program(_RUNNER, stdin=json.dumps(job), files=_PARTS | in_box)
+        program = Program(_RUNNER, stdin=json.dumps({"nonce": nonce, **job}), files=_PARTS | in_box)
         execution = self._pool.run(program, _limits(reference, self._pool.limits))
-        return _read_report(execution, nonce, names)
+        return _read_report(execution, nonce, job["names"])
 
     def _pay(self, report: TestReport, reference: Mapping[str, Any]) -> Score:
         if report.system_error:
@@ -229,19 +216,32 @@ def _roots(files: Mapping[str, bytes]) -> list[str]:
     return ["src", "."] if any(name.startswith("src/") and name.endswith(".py") for name in files) else ["."]
 
 
-def _modules(files: Mapping[str, bytes], roots: Sequence[str]) -> list[str]:
-    """The names under which the files can be imported."""
+def _modules(
+    repository: Mapping[str, bytes], patched: Mapping[str, bytes], tests: Mapping[str, str], roots: Sequence[str]
+) -> list[str]:
+    """The names that tests import from the project.
+
+    Not among them are names of the standard library, whose modules a test means when it says `import math`, and new
+    ones in the place of a folder of tests, whence a test takes its own.
+    """
+    folders = {".".join(folder.parts) for path in tests for folder in PurePosixPath(path).parents}
+    taken = folders - _importable(repository, tests, roots)
+    found = _importable(patched, tests, roots)
+    return sorted(name for name in found - taken if name.partition(".")[0] not in sys.stdlib_module_names)
+
+
+def _importable(files: Mapping[str, bytes], tests: Mapping[str, str], roots: Sequence[str]) -> set[str]:
+    """The names under which the files can be imported, tests left out."""
     modules: set[str] = set()
     for name in files:
         path = PurePosixPath(name)
-        for root in roots:
-            if path.suffix != ".py" or not path.is_relative_to(root):
-                continue
-            parts = path.relative_to(root).with_suffix("").parts
-            parts = parts[:-1] if parts[-1] == "__init__" else parts
-            modules |= {".".join(parts[:size]) for size in range(1, len(parts) + 1)}
-            break
-    return sorted(modules)
+        root = next((root for root in roots if path.is_relative_to(root)), None)
+        if root is None or path.suffix != ".py" or is_test(name) or name in tests:
+            continue
+        parts = path.relative_to(root).with_suffix("").parts
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        modules |= {".".join(parts[:size]) for size in range(1, len(parts) + 1)}
+    return modules
 
 
 def _read_report(execution: Execution, nonce: str, names: Sequence[str]) -> TestReport:

@@ -18,6 +18,7 @@ from sandbox.program import Execution, Limits, Program, Verdict
 from sandbox.program_pool import ProgramPool, open_pool
 from sandbox.remote import RemotePool
 from sandbox.sandbox import Sandbox, SandboxPool
+from sandbox.service_config import RemoteConfig
 
 __all__ = [
     "Execution",
@@ -25,6 +26,7 @@ __all__ = [
     "Limits",
     "Program",
     "ProgramPool",
+    "RemoteConfig",
     "RemotePool",
     "Sandbox",
     "SandboxConfig",

@@ -124,11 +124,16 @@ class Cell:
             seen = watch(_CellRun(self, task), channels.stdout, channels.stderr, task.limits, is_cancelled)
         answer = self._receive()
         self.num_jobs += 1
+        killed_by_kernel = self._group is not None and self._group.num_killed > num_killed
+        if not answer and killed_by_kernel:
+            # The cell itself was chosen: a job may hold memory that is no process's, and make itself the last to go.
+            seen.stopped = seen.stopped or Verdict.MLE
+            return conclude(seen, Ending(Stage.RUNNING), task.limits)
         if not answer:
             said = self._page.message if self._page.stage is Stage.FAILED else self._read_diagnostics()
             raise SandboxError(f"the cell ended in mid-job: {said or 'without a word'}")
         self.is_clean = answer == ENDED and not seen.is_late
-        if self._group is not None and self._group.num_killed > num_killed and seen.stopped is None:
+        if killed_by_kernel and seen.stopped is None:
             seen.stopped = Verdict.MLE  # between two looks, by the kernel
         return self._conclude(task, seen)
 

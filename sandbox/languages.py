@@ -6,8 +6,9 @@ the cell's own interpreter, which has the modules imported already.
 
 from __future__ import annotations
 
+import mmap
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sandbox.cell_walls import CellKind
@@ -16,7 +17,7 @@ from sandbox.compiling import Built, Compiler, Recipe
 from sandbox.errors import SandboxError
 from sandbox.numpy_cell import numpy_kind
 from sandbox.precompiled import HEADER_FOLDER, header_binds
-from sandbox.program import Execution, Limits, Program
+from sandbox.program import Execution, Limits, Program, Verdict
 from sandbox.task import Task
 
 # What contest programs import, each in less than a millisecond; what takes longer pays for every program that does not.
@@ -25,6 +26,7 @@ _MODULES = (
     "string", "time",
 )  # fmt: skip
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+_PAGE_BYTES = mmap.PAGESIZE
 _OPTIONS = "-O2 -pipe"
 CPP_OPTIONS = f"{_OPTIONS} -std=gnu++17"
 """Those of the precompiled header, too: it serves no others."""
@@ -93,6 +95,8 @@ class Languages:
                 return built
             del files[program.source_file]
             files = {"program": (built.program, 0o755), **files}
+        if not _fit(files.values(), limits.file_bytes) and _fit([*files.values()][1:], limits.file_bytes):
+            return _too_large(len(next(iter(files.values()))[0]), limits)
         task = Task(
             language.kind(),
             limits,
@@ -103,3 +107,15 @@ class Languages:
             language.limits_address_space,
         )
         return self._cells.run(task, is_cancelled)
+
+
+def _fit(files: Iterable[tuple[bytes, int]], file_bytes: int) -> bool:
+    """Whether they can be laid into a temporary file system of that size."""
+    pages = sum(-(-len(data) // _PAGE_BYTES) for data, _ in files)
+    return pages <= file_bytes // _PAGE_BYTES
+
+
+def _too_large(num_bytes: int, limits: Limits) -> Execution:
+    """The text's own fault: said to be the sandbox's, its sample would be masked."""
+    said = f"the program takes {num_bytes} bytes, more than limits.file_bytes={limits.file_bytes} leaves\n"
+    return Execution(Verdict.CE, b"", said.encode(), None, None, 0.0, 0.0, 0)

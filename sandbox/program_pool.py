@@ -28,6 +28,9 @@ class ProgramPool(Protocol):
     def run(self, program: Program, limits: Limits | None = None) -> Execution:
         """Wait for a place, run `program`, return what happened."""
 
+    async def run_async(self, program: Program, limits: Limits | None = None) -> Execution:
+        """`run` for asyncio: the event loop goes on meanwhile, and cancelling the task ends the program."""
+
     def close(self) -> None:
         """Let running programs end, drop those in line."""
 

@@ -123,6 +123,10 @@ class SpreadPool:
         """Wait for a place, run `program`, return what happened."""
         return self.submit(program, limits).result()
 
+    async def run_async(self, program: Program, limits: Limits | None = None) -> Execution:
+        """`run` for asyncio: the event loop goes on meanwhile, and cancelling the task ends the program."""
+        return await asyncio.wrap_future(self.submit(program, limits))
+
     def close(self) -> None:
         """Let programs end that are under way (their deadline sees to that), drop those in line."""
         with self._lock:

@@ -56,6 +56,7 @@ def generator():
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=by_name)
 def test_the_programs_of_a_page_run_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for processes that a program starts
     names = {}
     for program in blocks(page, "python"):
         exec(compile(program, by_name(page), "exec"), names)

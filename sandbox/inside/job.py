@@ -22,10 +22,13 @@ WORK = "/tmp"
 _REAP_MILLISECONDS = 30
 """How often orphans are reaped while the program runs."""
 
+_MOST_REAPED = 256
+
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 """An executed program would inherit that."""
 
 _DESCRIPTORS_END = 1 << 16
+_CANNOT_EXECUTE = 126  # as shells say it
 
 
 class Job:
@@ -75,8 +78,7 @@ class Job:
                 _kill_everybody()
             status = _reap(program, os.WNOHANG if not events else 0)
         _kill_everybody()
-        while _reap(0, 0) is not None:
-            pass
+        _reap_everybody()
         os.close(descriptor)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         self._page.set_ending(status, int((used.ru_utime + used.ru_stime) * 1e6), used.ru_maxrss)
@@ -110,7 +112,13 @@ class Job:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         self._page.set_stage(Stage.RUNNING)
-        os.execve(content.command[0], content.command, content.environment)
+        try:
+            os.execve(content.command[0], content.command, content.environment)
+        except OSError as error:
+            if not content.command[0].startswith(f"{WORK}/"):
+                raise  # a tool that was there a moment ago
+            os.write(2, f"{content.command[0]}: {error.strerror}\n".encode())
+        os._exit(_CANNOT_EXECUTE)  # the text made a file that the kernel does not run
 
 
 def _be_the_first_to_go() -> None:
@@ -127,8 +135,12 @@ def _kill_everybody() -> None:
 
 
 def _reap(wanted: int, options: int) -> int | None:
-    """Reap until there is nobody left to reap; the wait status of `wanted` as soon as it is among them."""
-    while True:
+    """Reap what has ended; the wait status of `wanted` as soon as it is among them.
+
+    Not all of it at once: on many cores a job could end processes as fast as they are reaped, and what the supervisor
+    says would never be heard.
+    """
+    for _ in range(_MOST_REAPED):
         try:
             pid, status = os.waitpid(-1, options)
         except ChildProcessError:
@@ -137,3 +149,11 @@ def _reap(wanted: int, options: int) -> int | None:
             return status
         if pid == 0:
             return None
+    return None
+
+
+def _reap_everybody() -> None:
+    """Nobody makes new ones any more."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)

@@ -71,7 +71,10 @@ def run(sources: list[bytes], progress: Progress) -> None:
     progress.set_stage(RUNNING)
     progress.close()
     del progress
-    _end_program(_run_program(code, namespace), namespace)
+    try:
+        _end_program(_run_program(code, namespace), namespace)
+    finally:
+        _exit(1)  # what a program raises at its very end (an excepthook, an exit code's __str__) goes no further up
 
 
 def _run_program(code: CodeType, namespace: dict[str, object]) -> int:

@@ -41,6 +41,15 @@ def test_a_wrong_key_is_answered_with_the_nearest_right_one(told):
     assert "did you mean 'learner.optimizer.betas'?" in told("train", "learner.optimizer.beta=1")
 
 
+def test_settings_may_stand_behind_an_option(told, capsys):
+    assert "'group_sise'" in told("rewards", "audit", "chain", "--max-prompts", 3, "group_sise=4")
+    assert "'group_sise'" in told("rewards", "audit", "chain", "steps=2", "--max-prompts", 3, "group_sise=4")
+    for stray in (["audit", "chain", "--max-prompt"], ["audit", "chain", "--jsn", "x"]):
+        with pytest.raises(SystemExit):
+            main(["rewards", *stray])
+    assert "--jsn" in capsys.readouterr().err
+
+
 def test_all_faults_of_a_command_line_are_told_at_once(told):
     message = told(
         "train", "stepz=3", "cluster=locl", "seed=x", "ratio_cap=0.2", "engine.num_slots=true", "task.files.m.task=t"

@@ -175,3 +175,23 @@ def test_no_trick_is_the_exception_that_was_asked_for(pool, name):
 )
 def test_a_trick_of_a_program_earns_nothing(pool, source):
     assert value(pool, source, OUTPUT) == 0.0
+
+
+@pytest.mark.parametrize("reference", [CALLS, SUITE, APART, RAISES], ids=["calls", "suite", "apart", "raises"])
+@pytest.mark.parametrize(
+    "result",
+    [
+        "10**5000",
+        "[-10**5000]",
+        "{10**5000: 1}",
+        "iter([10**5000])",
+        "['\\ud800']",
+        "[float('nan')]",
+        "{(10**5000,): {1}}",
+    ],
+)
+def test_no_result_ends_the_run(pool, reference, result):
+    """Judging it, and telling of it, is our own process's work."""
+    score = CodeTests(pool).score(f"```python\ndef f(a, b): return {result}\n```", reference)
+    assert score.usable
+    assert score.value == 0.0

@@ -169,6 +169,22 @@ def test_a_checker_that_fails_is_nobodys_failure(pool, body):
     assert math.isnan(found.value)
 
 
+@pytest.mark.parametrize(
+    "output", ["", "nonsense", "1e999999999", "9" * 5000, "[" * 90_000, "1\\x00", "\\ud800", "7 " * 90_000]
+)
+def test_an_output_that_no_checker_can_read_is_wrong_and_not_masked(pool, output):
+    close = "def check(stdin, output, expected):\n    return abs(int(output) - int(expected)) <= 1"
+    deep = "import ast\ndef check(stdin, output, expected):\n    return ast.literal_eval(output) == int(expected)"
+    for checker in (close, deep):
+        test = {"tests": [{"stdin": "", "stdout": "7"}], "checker": checker}
+        assert score(pool, f"print({output!r})", **test).verdict is Verdict.WRONG
+    loops = "def check(args, result, expected):\n    while result != expected: pass\n    return True"
+    assert (
+        score(pool, f"def f(): return {output!r}", entry="f", tests=[{"args": [], "returns": 7}], checker=loops).verdict
+        is Verdict.WRONG
+    )
+
+
 def test_a_checker_is_looked_at_when_it_is_read():
     for checker in ("def check(", "def judge(a, b, c): return True"):
         with pytest.raises(DataError, match="a checker"):
@@ -187,7 +203,15 @@ def test_a_checker_is_looked_at_when_it_is_read():
         ({"args": [[2, 1]], "args_after": [[1, 2]]}, "def f(x): return sorted(x)", False),
         ({"args": [[2, 1]], "args_after": [[1, 2]], "returns": 2}, "def f(x): x.sort(); return 2", True),
         ({"args": [[2, 1]], "args_after": [[1, 2]], "returns": 2}, "def f(x): x.sort(); return 3", False),
-        ({"args": [3], "returns": [0, 1, 2]}, "def f(n): yield from range(n)", True),
+        ({"args": [3], "returns": [0, 1, 2]}, "def f(n): yield from range(n)", False),
+        ({"args": [3], "returns": [0, 1, 2]}, "def f(n): return range(n)", False),
+        ({"args": [3], "returns": [0, 1, 2]}, "def f(n): return list(range(n))", True),
+        ({"args": [3], "returns": [0, 1, 2], "compare": "json"}, "def f(n): yield from range(n)", False),
+        ({"args": [3], "returns": [0, 1, 2], "compare": "equal"}, "def f(n): return map(int, range(n))", False),
+        ({"args": [3], "returns": [0.0, 1.0], "tolerance": 1e-6}, "def f(n): yield 0.0; yield 1.0", False),
+        ({"args": [3], "returns": [[0], [1]]}, "def f(n): return [(k for k in [m]) for m in range(2)]", False),
+        ({"args": [3], "returns": {"a": 1}, "tolerance": 1.0}, "def f(n): return {iter([1]): 1}", False),
+        ({"args": [[3]], "args_after": [[1, 2]]}, "def f(x): x[:] = [1, iter([2])]", False),
         ({"args": [3], "returns": 0.3, "tolerance": 1e-6}, "def f(n): return 0.1 + 0.2", True),
         ({"args": [3], "returns": 3, "tolerance": 10}, "def f(n): return 4", False),
         ({"args": [3], "returns": [1, 2], "compare": "json"}, "def f(n): return 1, 2", True),
@@ -249,3 +273,47 @@ def test_rows_of_collections(pool, row, source):
 def test_rows_that_cannot_be_used_are_refused(row, why):
     with pytest.raises(DataError, match=why):
         read_reference(row)
+
+
+@pytest.mark.parametrize(
+    ("suite", "honest", "trick"),
+    [
+        ("def test_it():\n    for x in f(3): assert f(x)", "return [1, 2] if x == 3 else True",
+         "return list(range(3000))"),
+        ("def test_it():\n    x = 3\n    while x: x = f(x)\n    assert f(9) == 8", "return x - 1", "return x + 1"),
+        ("def test_it():\n    assert len(str(2 ** f(3))) == 1", "return x", "return 10 ** 11"),
+        ("def test_it():\n    x = f(3)\n    while x != 3: pass\n    assert f(4) == 4", "return x", "return 5"),
+    ],
+)  # fmt: skip
+def test_results_that_lead_a_suite_astray_are_a_failure_and_not_masked(pool, suite, honest, trick):
+    assert score(pool, f"def f(x): {honest}", entry="f", suite=suite).correct
+    found = score(pool, f"def f(x): {trick}", entry="f", suite=suite)
+    assert found.value == 0.0
+    assert found.verdict is not Verdict.SYSTEM_ERROR
+
+
+@pytest.mark.parametrize("apart", ["", "    import math\n    wanted = math.floor(3.5)\n    assert wanted == 3\n"])
+@pytest.mark.parametrize(
+    ("condition", "is_right"),
+    [
+        ("list(f(3)) == [0, 1, 2]", True),
+        ("sorted(f(3)) == [0, 1, 2] and sum(f(3)) == 3", True),
+        ("f(3) == [0, 1, 2]", False),
+        ("[0, 1, 2] == f(3)", False),
+        ("f(3) == f(3)", False),
+        ("isinstance(f(3), list)", False),
+        ("len(f(3)) == 3", False),
+    ],
+)
+def test_a_generator_is_in_a_suite_what_it_is_in_python(pool, apart, condition, is_right):
+    suite = f"def test_it():\n{apart}    assert {condition}\n"
+    assert score(pool, "def f(n): yield from range(n)", entry="f", suite=suite).correct is is_right
+    listed = score(pool, "def f(n): return list(range(n))", entry="f", suite=suite)
+    assert listed.correct
+
+
+def test_a_checker_gets_what_a_generator_yields(pool):
+    checker = "def check(args, result, expected): return sorted(result) == sorted(expected)"
+    call = {"entry": "f", "tests": [{"args": [3], "returns": [0, 1, 2]}], "checker": checker}
+    assert score(pool, "def f(n): yield from (2, 1, 0)", **call).correct
+    assert not score(pool, "def f(n): yield from (2, 1)", **call).correct

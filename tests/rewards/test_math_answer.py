@@ -90,6 +90,13 @@ def test_bad_reference_is_the_data_s_fault(unstarted, reference):
         unstarted.score(r"\boxed{9}", reference)
 
 
+def test_a_bad_reference_of_any_size_is_told_in_one_sentence(unstarted):
+    with pytest.raises(DataError) as told:
+        unstarted.score(r"\boxed{9}", {"repository": {"main.py": "x = 1\n" * 10_000}})
+    assert "repository" in str(told.value)
+    assert len(str(told.value)) < 500
+
+
 @given(st.integers(-(10**40), 10**40), st.integers(-(10**40), 10**40))
 def test_integers_are_compared_exactly_without_a_process(ours, theirs):
     verifier = MathAnswer()
@@ -219,3 +226,27 @@ def test_closed_grader_says_system_error_and_never_zero():
 def test_limits_say_what_is_wrong():
     with pytest.raises(ConfigError, match="max_nesting"):
         AnswerLimits(max_nesting=0)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "is_right"),
+    [
+        (r"\{1,2\}", r"\{1\},\{2\}", False),
+        (r"1,2", r"\{1\},\{2\}", False),
+        (r"\{\{1\},\{2\}\}", r"\{1,2\}", False),
+        (r"\{1\},\{2\}", r"\{2\},\{1\}", True),
+        (r"(1,2),(3,4)", r"\{1,2\},\{3,4\}", False),
+        (r"(1,2),(3,4)", r"(3,4),(1,2)", True),
+        (r"\{1,2\}", r"\{2,1\}", True),
+        (r"1,-2", r"1,(-2)", True),
+        ("1,1,2", "1,2", False),
+        ("1,1,2", "1,2,2", False),
+        ("1,2,3", "1,2,3,3", False),
+        ("1,1,2", "2,1,1", True),
+        (r"\{1,1,2\}", r"\{1,2\}", True),  # a set is one whatever is written twice
+        (r"\angle ABC", r"\angle BCA", False),
+        (r"\angle ABC", r"\angle CBA", True),
+    ],
+)
+def test_form_counts_where_a_parser_would_flatten_it(grader, gold, answer, is_right):
+    assert grader.score(rf"\boxed{{{answer}}}", gold).correct is is_right

@@ -319,6 +319,45 @@ def test_a_patch_that_touches_tests_is_refused(verifier):
         assert path in score.note
 
 
+@pytest.mark.parametrize(
+    ("test", "path", "source"),
+    [
+        ("import statistics\ndef test_it(): assert statistics.mean([shapes.one()]) == 1", "src/statistics.py",
+         "def mean(_): return 1"),
+        ("from checks import wanted\ndef test_it(): assert shapes.one() == wanted.ONE", "src/checks.py",
+         "class wanted: ONE = 2"),
+        ("from checks.wanted import ONE\ndef test_it(): assert shapes.one() == ONE", "src/checks/wanted.py", "ONE = 2"),
+        ("from shapes import *\ndef test_it(): assert len([shapes.one()] * 2) == 1", "src/shapes.py",
+         "__all__ = ['len']\ndef len(_): return 1\ndef one(): return 2"),
+    ],
+)  # fmt: skip
+def test_no_module_of_the_project_stands_in_for_one_of_the_tests(verifier, test, path, source):
+    """They would decide what a test compares. The project has what the patch would add, which is as bad."""
+    reference = {
+        "repository": {"src/shapes.py": "def one():\n    return 2\n"},
+        "tests": {"checks/test_it.py": f"import shapes\n{test}\n", "checks/wanted.py": "ONE = 1\n"},
+        "fail_to_pass": ["checks/test_it.py::test_it"],
+        "pass_to_pass": [],
+    }
+    lines = source.split("\n")
+    added = "\n".join([f"@@ -0,0 +1,{len(lines)} @@", *(f"+{line}" for line in lines)])
+    diff = f"--- /dev/null\n+++ b/{path}\n{added}\n"
+    if path in reference["repository"]:
+        reference["repository"][path], diff = source + "\n", ""
+    report = verifier.report(diff, reference)
+    assert list(report.failed) == reference["fail_to_pass"], report
+    right = "--- a/src/shapes.py\n+++ b/src/shapes.py\n@@ -1,2 +1,2 @@\n def one():\n-    return 2\n+    return 1\n"
+    if diff:
+        assert verifier.report(right, reference).passed == ("checks/test_it.py::test_it",)
+
+
+@pytest.mark.parametrize("path", ["shapes/" + "\N{SNOWMAN}" * 100 + ".py", "a/" * 90 + "b.py"])
+def test_a_path_that_no_disk_takes_is_the_patchs_own_fault(verifier, path):
+    text = RIGHT.removesuffix("```") + f"--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+x = 1\n```"
+    score = verifier.score(text, REFERENCE)
+    assert (score.value, score.verdict) == (0.0, Verdict.UNPARSEABLE), score
+
+
 def test_a_missing_test_has_failed(verifier):
     names = [f"{PATH}::AreaTest::test_gone", f"{PATH}::Gone::test_area", f"{PATH}::area", *PASS]
     report = verifier.report("", REFERENCE | {"fail_to_pass": names, "pass_to_pass": []})

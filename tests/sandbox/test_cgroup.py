@@ -1,6 +1,8 @@
 """Control groups, in a folder that looks like a delegated one: this machine need not delegate any."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,22 @@ def test_a_kill_by_the_kernel_is_the_memory_limit(delegated, monkeypatch):
     monkeypatch.setattr(cgroup.CellGroup, "num_killed", property(lambda group: next(counts)))
     assert sandbox.run(Program("import os; os.kill(os.getpid(), 9)")).verdict is Verdict.MLE
     assert sandbox.run(Program("import os; os.kill(os.getpid(), 9)")).verdict is Verdict.RE
+    sandbox.close()
+
+
+def test_a_cell_that_the_kernel_takes_for_its_job_is_the_memory_limit(delegated):
+    """A job can fill what is no process's memory and make itself the last to go: then its cell is the first."""
+    sandbox = Sandbox(cgroup=str(delegated))
+    sandbox.run(ADDS)
+    (group,) = [path for path in delegated.iterdir() if path.is_dir()]
+    (cell,) = [cell for idle in sandbox._cells._idle.values() for cell in idle]
+    pending = ThreadPoolExecutor(1).submit(sandbox.run, Program("import time; time.sleep(50)"))
+    while cell.job_root() is None:
+        time.sleep(0.01)
+    (group / "memory.events").write_text("low 0\noom 1\noom_kill 1\n")
+    os.kill(cell.pid, 9)
+    assert pending.result(timeout=30).verdict is Verdict.MLE
+    assert sandbox.run(ADDS).stdout == b"42\n"  # in a new cell
     sandbox.close()
 
 

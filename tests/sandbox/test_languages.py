@@ -6,8 +6,10 @@ import time
 import pytest
 
 from sandbox import Limits, Program, Sandbox, SandboxError, Verdict
+from sandbox.cell_walls import CellKind
 from sandbox.languages import TABLE
 from sandbox.program import LANGUAGES
+from sandbox.task import Task
 
 ADDS = {
     "python": "import bisect, heapq\nprint(int(input()) + 1)",
@@ -117,6 +119,34 @@ def test_a_program_is_compiled_once(shop):
     assert len(compiled) == num_before + 1
     shop.run(Program(source + "!", "c"))
     assert len(compiled) == num_before + 2
+
+
+def test_a_file_that_the_kernel_does_not_run_is_the_programs_own_fault(shop):
+    """As a system error the sample would be masked, so whoever can make a compiler write such a file hides with it."""
+    for content in (b"", b"no program", b"\x7fELF" + b"\0" * 200):
+        task = Task(CellKind(), shop.limits, b"", {"program": (content, 0o755)}, ("/tmp/program",))
+        execution = shop._cells.run(task)
+        assert (execution.verdict, execution.exit_code) == (Verdict.RE, 126), execution
+        assert execution.stderr.startswith(b"/tmp/program: ")
+    missing_tool = Task(CellKind(), shop.limits, b"", {"main.x": (b"", 0o644)}, ("/usr/bin/no-such-tool",))
+    assert shop._cells.run(missing_tool).verdict is Verdict.SE
+
+
+@pytest.mark.skipif("c" not in COMPILED, reason="no compiler")
+def test_a_program_too_large_for_its_folder_is_its_own_fault(shop):
+    limits = Limits(cpu_seconds=2, wall_seconds=20, file_bytes=1 << 20)
+    sparse = "volatile char x[{}] = {{1}};\nint main(void) {{ return x[5]; }}"
+    assert shop.run(Program(sparse.format(1 << 19), "c"), limits).verdict is Verdict.OK
+    for language, source in {
+        "c": sparse.format(2 << 20),
+        "python": "#" * (2 << 20),
+        "bash": "#" * (1 << 20) + "\n",
+    }.items():
+        execution = shop.run(Program(source, language), limits)
+        assert execution.verdict is Verdict.CE, (language, execution)
+        assert b"limits.file_bytes=1048576" in execution.stderr
+    others = {"data": b"x" * (2 << 20)}
+    assert shop.run(Program("print(1)", files=others), limits).verdict is Verdict.SE  # the fault of who laid it there
 
 
 def test_numpy_is_not_in_the_way_of_a_program_without(shop):

@@ -41,6 +41,17 @@ PROCESSES = [
         ends_by=3,
     ),
     Attack("forks-at-its-end", "import atexit, os, time\natexit.register(lambda: os.fork() or time.sleep(60))\nprint(1)", {OK}, prints=b"1\n"),
+    *(
+        Attack(f"raises-beyond-its-end-{name}", source, {RE})
+        for name, source in {
+            "excepthook": "import sys\nsys.excepthook = lambda *_: 1 / 0\nraise ValueError",
+            "no-excepthook": "import sys\ndel sys.excepthook\nraise ValueError",
+            "exit-code-in-words": "class A:\n def __str__(self): raise KeyError\nraise SystemExit(A())",
+            "exit-code-in-numbers": "class A(int):\n def __int__(self): raise KeyError\nraise SystemExit(A(5))",
+            "traceback": "class E(Exception):\n def with_traceback(self, _): raise KeyError\nraise E",
+            "out-of-memory": "import posix\nposix.kill = None\nraise MemoryError",
+        }.items()
+    ),
     Attack("never-ends-at-its-end", "import atexit, time\natexit.register(time.sleep, 60)", {TLE}, limits=SOON),
     Attack("a-thread-that-outlives-it", "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()", {TLE}, limits=SOON),
     Attack("becomes-another-program", "import os, sys\nos.execv(sys.executable, [sys.executable, '-S', '-c', 'raise SystemExit(5)'])", {RE}, ends_by=5),

@@ -1,6 +1,7 @@
 """Limits that the supervisor keeps by looking: where it cannot see, no program may pass as if it had been watched."""
 
 import errno
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import IsolationError, Limits, Program, Sandbox, Verdict
+from sandbox.inside import job
 from sandbox.process_tree import look_at_tree
 
 SLEEPS = Program("import time; time.sleep(60)")
@@ -69,3 +71,18 @@ def test_a_machine_that_cannot_watch_is_refused(answer_of_proc, name, error):
     answer_of_proc(name, error)
     with pytest.raises(IsolationError, match=r"cannot be watched.*hidepid"):
         Sandbox.check(shutil.which("bwrap"))  # the fixture's own check was asked for by name, and is not done again
+
+
+def test_process_1_of_a_job_looks_up_from_reaping(monkeypatch):
+    """Where processes end faster than they are reaped, the word of the supervisor must be heard all the same."""
+    ended = itertools.count(2)
+
+    def wait_for_any(pid, options):
+        assert (pid, options) == (-1, os.WNOHANG)
+        number = next(ended)
+        assert number < 100_000, "it reaps for ever"
+        return number, 0
+
+    monkeypatch.setattr(os, "waitpid", wait_for_any)
+    assert job._reap(1, os.WNOHANG) is None
+    assert job._reap(next(ended) + 3, os.WNOHANG) == 0

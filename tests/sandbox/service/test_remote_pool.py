@@ -1,5 +1,6 @@
 """The remote tier is the local pool seen from afar: equal verdicts, and no fault of a network becomes one."""
 
+import asyncio
 import logging
 import signal
 import threading
@@ -167,6 +168,20 @@ def test_a_second_signal_does_not_wait(serve, eventually):
         stopping.send(signal.SIGTERM)
         assert stopping.end() == 0
         assert slow.result(timeout=60).verdict is Verdict.SE
+
+
+def test_a_task_of_asyncio_can_wait_and_be_cancelled(serve):
+    async def both(pool):
+        sleeping = asyncio.create_task(pool.run_async(Program("import time\ntime.sleep(60)")))
+        await asyncio.sleep(0.3)
+        sleeping.cancel()
+        execution = await pool.run_async(Program("print(42)"))
+        with pytest.raises(asyncio.CancelledError):
+            await sleeping
+        return execution
+
+    with serve(size=1).pool(limits=Limits(wall_seconds=60)) as pool:
+        assert asyncio.run(both(pool)).stdout == b"42\n"
 
 
 def test_a_cancelled_future_frees_its_place(serve, eventually):
