@@ -45,7 +45,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/embedded.py
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/grading.py
-	$(BIN)/python benchmarks/sandbox.py
+	$(BIN)/python benchmarks/sandbox_cells.py
 	$(BIN)/python benchmarks/sandbox_service.py
 
 clean:

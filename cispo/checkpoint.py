@@ -2,7 +2,7 @@
 
 A checkpoint is a folder checkpoints/step_N that is complete or absent: it is written under another name, flushed to
 disk, described by a manifest with the checksum of every file, and renamed. The folder holds the loop's progress, the
-learner, and the rollouts' cursor with the prompts that were drawn but not finished.
+learner, and the rollouts' cursor with every group that was drawn but not taken.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class FolderCheckpoints:
         unfinished = self.folder / f".step_{progress.step}.unfinished"
         unfinished.mkdir(parents=True)
         write_json(unfinished / "progress.json", asdict(progress))
-        write_json(unfinished / "rollouts.json", rollouts.state())
+        (unfinished / "rollouts").mkdir()
+        rollouts.save(unfinished / "rollouts")
         learner.save(unfinished / "learner")
         write_json(unfinished / MANIFEST, checksums(unfinished))
         _flush_tree(unfinished)
@@ -74,7 +75,7 @@ class FolderCheckpoints:
         folder = self.folder / f"step_{steps[-1]}"
         verify(folder)
         learner.load(folder / "learner")
-        rollouts.restore(json.loads((folder / "rollouts.json").read_text()))
+        rollouts.load(folder / "rollouts")
         progress = Progress(**json.loads((folder / "progress.json").read_text()))
         if progress.step:
             log.info("going on from step %d (%s)", progress.step, folder)

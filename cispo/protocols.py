@@ -74,16 +74,22 @@ class RolloutSource(Protocol):
         """One scored group for each prompt, in order, outside the training stream. Seeds depend on the prompt alone."""
 
     def load_weights(self, package: Any, version: int) -> None:
-        """Give every worker the weights of `version`; returns once all of them sample with it.
+        """Give every worker the weights of `version`; returns once all of them that are up sample with it.
 
         `package` is what the weight sync made: opaque here, because it may be a reference into an object store.
         """
 
-    def state(self) -> State:
-        """Data cursor, draw counter and prompts that were drawn but not finished."""
+    def metrics(self) -> Mapping[str, float]:
+        """perf/*: how the workers spent the time since the last call."""
 
-    def restore(self, state: State) -> None:
-        """Go on exactly where `state` was taken."""
+    def save(self, folder: Path) -> None:
+        """Write the data cursor and all that was drawn and not taken: prompts, partial rollouts, finished groups."""
+
+    def load(self, folder: Path) -> None:
+        """Go on exactly where `save` was called: no prompt is lost, and none is trained on twice."""
+
+    def close(self) -> None:
+        """Ask nothing more of the workers."""
 
 
 class Learner(Protocol):

@@ -25,10 +25,13 @@ class Timer:
         finally:
             self.seconds[phase] += time.perf_counter() - begin
 
-    def metrics(self, *, generated_tokens: int, trained_tokens: int) -> dict[str, float]:
-        """`timing_s/<phase>` and the step's rates; evaluation and saving are not part of the step's own seconds."""
+    def metrics(self, *, generated_tokens: int, trained_tokens: int, is_overlapped: bool = False) -> dict[str, float]:
+        """`timing_s/<phase>` and the step's rates; evaluation and saving are not part of the step's own seconds.
+
+        With `is_overlapped` the workers sample all the time, and not in the phase "rollout" alone.
+        """
         step_seconds = time.perf_counter() - self._begin - self.seconds["evaluate"]
-        rollout, update = self.seconds["rollout"], self.seconds["update"]
+        rollout, update = step_seconds if is_overlapped else self.seconds["rollout"], self.seconds["update"]
         return {f"timing_s/{phase}": seconds for phase, seconds in self.seconds.items() if seconds} | {
             "perf/step_seconds": step_seconds,
             "perf/generated_tokens_per_second": generated_tokens / rollout if rollout else 0.0,

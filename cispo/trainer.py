@@ -192,7 +192,7 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
         progress = progress.after(harvest, updates, trained_tokens)
         with timer("publish"):
             weights.publish(learner, version=progress.step)
-        metrics = describe(harvest, batches, updates)
+        metrics = describe(harvest, batches, updates) | dict(rollouts.metrics())
         warn_of_drift(config, progress, metrics)
         if progress.step == config.steps or due(config.eval_every, progress.step):
             with timer("evaluate"):
@@ -203,7 +203,12 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
         )
         tracker.log(
             progress.step,
-            metrics | timer.metrics(generated_tokens=harvest.num_generated, trained_tokens=trained_tokens),
+            metrics
+            | timer.metrics(
+                generated_tokens=harvest.num_generated,
+                trained_tokens=trained_tokens,
+                is_overlapped=config.max_staleness > 0,
+            ),
         )
         begin = time.perf_counter()
         if progress.step == config.steps or due(config.save_every, progress.step):

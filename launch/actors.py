@@ -17,6 +17,9 @@ from launch.messages import is_message
 GET_PID = "__pid__"
 """A method that every actor has: the id of its process."""
 
+BESIDE = "beside"
+"""The group of calls for which an actor has a thread of its own."""
+
 
 class Handle(Protocol):
     """A remote object."""
@@ -28,6 +31,9 @@ class Handle(Protocol):
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Future[Any]:
         """Call a method; the future raises WorkerDied if the process is gone, or what the method raised."""
+
+    def beside(self, method: str, *arguments: Any) -> Future[Any]:
+        """`call` that does not wait for the calls before it: the object must allow that for this method."""
 
     def reference(self, method: str, *arguments: Any) -> Future[Any]:
         """Call a method and leave what it returns where it is.
@@ -66,6 +72,10 @@ class InlineHandle:
             future.set_exception(error)
         return future
 
+    def beside(self, method: str, *arguments: Any) -> Future[Any]:
+        """See Handle; in one process there is never another call under way."""
+        return self.call(method, *arguments)
+
     def reference(self, method: str, *arguments: Any) -> Future[Any]:
         """See Handle; in one process the value itself can be passed on."""
         return self.call(method, *arguments)
@@ -86,11 +96,27 @@ class RayHandle:
     """The object lives in a Ray actor, a process of its own."""
 
     def __init__(
-        self, name: str, make: Callable[..., Any], *arguments: Any, num_threads: int = 1, num_gpus: float = 0
+        self,
+        name: str,
+        make: Callable[..., Any],
+        *arguments: Any,
+        num_threads: int = 1,
+        num_gpus: float = 0,
+        is_worker: bool = False,
     ) -> None:
+        """Start the actor.
+
+        Args:
+            name: who it is, in messages and in the list of processes.
+            make, arguments: what it is.
+            num_threads: of torch.
+            num_gpus: devices for it alone.
+            is_worker: one of many, best spread over all nodes, with a thread for calls `beside` others. What there is
+                once (the learner's ranks) stays near the driver.
+        """
         self.name = name
         self._make, self._arguments = make, arguments
-        self._num_threads, self._num_gpus = num_threads, num_gpus
+        self._num_threads, self._num_gpus, self._is_worker = num_threads, num_gpus, is_worker
         self._start()
 
     def _start(self) -> None:
@@ -101,8 +127,10 @@ class RayHandle:
         # A class of its own name makes the list of processes say who is who: ray::rollout_0.call
         resident = type(self.name.replace("-", "_"), (_Resident,), {})
         # No CPUs are reserved: on a small machine learner and workers take turns, and Ray need not know.
-        remote = ray.remote(resident).options(
-            num_cpus=0, num_gpus=self._num_gpus, runtime_env={"env_vars": environment}
+        remote = ray.remote(num_cpus=0, concurrency_groups={BESIDE: 1} if self._is_worker else None)(resident).options(
+            num_gpus=self._num_gpus,
+            runtime_env={"env_vars": environment},
+            scheduling_strategy="SPREAD" if self._is_worker else "DEFAULT",
         )
         self._actor = remote.remote(self._make, *self._arguments)
 
@@ -113,6 +141,12 @@ class RayHandle:
     def call(self, method: str, *arguments: Any, **named: Any) -> Future[Any]:
         """See Handle."""
         return self._translated(self._actor.call.remote(method, *arguments, **named).future())
+
+    def beside(self, method: str, *arguments: Any) -> Future[Any]:
+        """See Handle; a second thread of the actor runs it."""
+        assert self._is_worker, f"{self.name} has one thread only"
+        call = self._actor.call.options(concurrency_group=BESIDE).remote(method, *arguments)
+        return self._translated(call.future())
 
     def reference(self, method: str, *arguments: Any) -> Future[Any]:
         """See Handle; the value stays in the object store and only a receipt comes to the driver."""

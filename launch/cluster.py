@@ -13,7 +13,7 @@ from configs.fleet import ClusterConfig
 from launch.actors import Handle, InlineHandle, RayHandle
 
 Place = Callable[..., Handle]
-"""place(name, make, *arguments, num_gpus=0) -> a handle on make(*arguments), which has so many devices to itself."""
+"""place(name, make, *arguments, num_gpus=0, is_worker=False) -> a handle on make(*arguments); see RayHandle."""
 
 
 @contextmanager
@@ -23,12 +23,16 @@ def cluster(config: ClusterConfig) -> Iterator[Place]:
         if config.kind == "local" and _start_ray(config):
             stack.callback(_stop_ray)
 
-        def place(name: str, make: Callable[..., Any], *arguments: Any, num_gpus: float = 0) -> Handle:
+        def place(
+            name: str, make: Callable[..., Any], *arguments: Any, num_gpus: float = 0, is_worker: bool = False
+        ) -> Handle:
             handle: Handle
             if config.kind == "inline":
                 handle = InlineHandle(name, make, *arguments)
             else:
-                handle = RayHandle(name, make, *arguments, num_threads=config.num_threads, num_gpus=num_gpus)
+                handle = RayHandle(
+                    name, make, *arguments, num_threads=config.num_threads, num_gpus=num_gpus, is_worker=is_worker
+                )
             stack.callback(handle.stop)
             return handle
 

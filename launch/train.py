@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -90,6 +91,7 @@ def _run(config: RunConfig, *, resume: bool, sft_only: bool, wrap: Wrap) -> Path
         place = stack.enter_context(cluster(config.cluster))
         sandboxes = stack.enter_context(shared_sandboxes(config))
         parts = make_parts(config, data, place_parts(config, place, sandboxes), checkpoints, tracker, wrap)
+        stack.callback(parts.rollouts.close)
         if not checkpoints.steps():
             warm_up(config, data, parts)
             checkpoints.save(Progress(), parts.learner, parts.rollouts)
@@ -187,13 +189,19 @@ def place_parts(config: RunConfig, place: Place, sandboxes: SandboxActors | None
 
 def place_workers(config: RunConfig, place: Place, sandboxes: SandboxActors | None) -> list[Handle]:
     """The rollout workers, which start in the background."""
-    return [place(f"rollout-{i}", build.make_worker, config, sandboxes) for i in range(config.cluster.num_workers)]
+    return [
+        place(f"rollout-{i}", build.make_worker, config, sandboxes, is_worker=True)
+        for i in range(config.cluster.num_workers)
+    ]
 
 
 def make_service(config: RunConfig, data: Data, workers: list[Handle]) -> RolloutService:
     """The driver's side of the rollouts."""
     draw = Draw(config.seed, config.group_size, config.sampling.max_new_tokens, config.max_staleness)
-    return RolloutService(workers, data.prompts, draw, config.rollout)
+    in_flight = config.rollout.groups_in_flight or config.engine.num_slots // config.group_size + 1
+    rollout = dataclasses.replace(config.rollout, groups_in_flight=in_flight)
+    in_background = config.max_staleness > 0 and config.cluster.kind != "inline"
+    return RolloutService(workers, data.prompts, draw, rollout, in_background=in_background)
 
 
 def warm_up(config: RunConfig, data: Data, parts: Parts) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from cispo.types import Group, Harvest
 
@@ -38,6 +38,10 @@ class Intake:
             else:
                 self._kept.append(group)
 
+    def drop_unfinished(self, num_stale: int) -> None:
+        """So many groups were given up before they were finished, because they would have been too old."""
+        self._dropped["stale"] += num_stale
+
     def _reason_to_drop(self, group: Group) -> str:
         if sum(score.usable for score in group.scores) < 2:
             return "failed"
@@ -63,3 +67,29 @@ class Intake:
             drawn=self.num_drawn,
             seen=tuple(sorted(self._seen, key=lambda group: group.index)),
         )
+
+
+def may_be_taken(
+    version: int, num_by_version: Mapping[int, int], *, oldest_version: int, num_missing: int, groups_per_step: int
+) -> bool:
+    """Whether a step may take a group of `version` now, and every other can still be taken before it is too old.
+
+    A group of version v has to be taken by the step whose oldest allowed version is v. So of all that are older than
+    some bound j steps ahead, at most j steps' worth may be left when this step is over; and if as many must go now as
+    this step still has room for, then one that could wait has to. Groups are taken in any order but for this: a long
+    trace holds up nobody until it is about to be lost, and none is.
+
+    Args:
+        version: of the oldest token of the group.
+        num_by_version: how many groups of each version were drawn and not taken, finished or under way, this one
+            included.
+        oldest_version: the oldest allowed in this step.
+        num_missing: groups that this step still wants.
+        groups_per_step: what one step takes.
+    """
+    num_due = sum(num for v, num in num_by_version.items() if v < oldest_version)
+    for ahead in range(max(0, version - oldest_version)):
+        num_due += num_by_version.get(oldest_version + ahead, 0)
+        if num_due - ahead * groups_per_step >= num_missing:
+            return False
+    return True

@@ -38,6 +38,9 @@ from rollout.stopping import FAILED, REASONS, RuleState, initial_state
 __all__ = ["Completion", "Engine", "EngineConfig", "HybridEngine", "Request"]
 
 
+STALE_STATES = ("keep", "recompute")
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Size of the engine.
@@ -47,11 +50,14 @@ class EngineConfig:
         max_length: tokens of the longest sequence, prompt included.
         prefill_tokens: prompt tokens per forward pass; a longer prompt is prefilled in pieces of that size, one a
             step.
+        stale_states: what new weights do to sequences under way: "keep" goes on over states and keys that the older
+            weights computed; "recompute" reads their tokens again, so that every token is sampled from one policy.
     """
 
     num_slots: int = 64
     max_length: int = 2048
     prefill_tokens: int = 8192
+    stale_states: str = "keep"
 
     def __post_init__(self) -> None:
         faults = [
@@ -63,6 +69,8 @@ class EngineConfig:
             )
             if value < least
         ]
+        if self.stale_states not in STALE_STATES:
+            faults.append(f"engine.stale_states must be one of {', '.join(STALE_STATES)}, got {self.stale_states!r}")
         if faults:
             raise ConfigError(*faults)
 
@@ -225,9 +233,9 @@ class HybridEngine:
     def load_weights(self, weights: Iterable[tuple[str, Tensor | NDArray[Any]]], version: int) -> None:
         """Replace the weights between two steps.
 
-        Sequences under way go on: their states stay those of the older weights, and each token records the version
-        that sampled it, and a prompt that is half read is read on. A prompt whose group is not seated yet is prefilled
-        again with the new weights.
+        Sequences under way go on, and each token records the version that sampled it. Their states stay those of the
+        older weights, and a prompt that is half read is read on, unless `stale_states` says to recompute them. A
+        prompt whose group is not seated yet is prefilled again with the new weights in any case.
         Raises WeightSyncError if names or shapes are not the model's; the old weights are then kept whole, for which
         all of `weights` is looked at before the first is written.
         """
@@ -242,6 +250,8 @@ class HybridEngine:
         self._version = version
         for group in self._groups:
             group.prompt = None
+        if self.config.stale_states == "recompute":
+            self._recompute_states()
 
     def snapshot(self, request_id: str) -> ModelState:
         """All that `resume` needs, in this engine or another, to go on with a request's unfinished members.
@@ -290,6 +300,21 @@ class HybridEngine:
         self._requests[group.request.id] = group.request
         self._num_left[group.request.id] = len(group.waiting)
         self._groups.append(group)
+
+    @torch.inference_mode()
+    def _recompute_states(self) -> None:
+        """Read everything again that the slots hold. Prompts that are half read, or were, are begun anew."""
+        begun = [slot for slot, _ in self._slots.occupied() if self._slots.has_begun(slot)]
+        self._reader.reread([(self._tokens_in(slot), slot) for slot in begun])
+        for group, reading in self._readings:
+            group.reading, reading.num_read = {}, 0
+        for group in self._groups:
+            group.reading = {}
+
+    def _tokens_in(self, slot: int) -> Ints:
+        """What the cache of a slot whose sequence has begun holds: all but its last token."""
+        prompt = np.asarray(self._requests[self._slots.occupant(slot).request_id].token_ids, dtype=np.int64)
+        return np.concatenate([prompt, self._slots.new_tokens(slot, 0)[:-1]])
 
     @torch.inference_mode()
     def _step(self) -> list[Completion]:
@@ -405,6 +430,9 @@ class HybridEngine:
                 self._cache.restore(slot, paused.cache)
             except ModelError as error:
                 ended.append(self._end(slot, FAILED, failed=str(error)))
+                continue
+            if self.config.stale_states == "recompute" and paused.version.max() != self._version:
+                self._reader.reread([(self._tokens_in(slot), slot)])
         return ended
 
     def _seat_fresh(self, group: _Group) -> list[int]:

@@ -70,6 +70,22 @@ class PromptReader:
             return None
         return self._lm.logits(hidden_1D)[0]
 
+    def reread(self, sequences: Sequence[tuple[TokenIds, int]]) -> None:
+        """Compute the states of slots anew with the present weights, from all (tokens, slot) that they hold."""
+        row: list[tuple[TokenIds, int]] = []
+        for token_ids, slot in sequences:
+            self._cache.reset([slot])
+            if self.is_long(token_ids):
+                for first in range(0, len(token_ids), self._piece):
+                    self._forward([token_ids[first : first + self._piece]], [slot])
+                continue
+            if row and sum(len(ids) for ids, _ in row) + len(token_ids) > self._piece:
+                self._forward(*zip(*row, strict=True))
+                row = []
+            row.append((token_ids, slot))
+        if row:
+            self._forward(*zip(*row, strict=True))
+
     def _read_packed(self, prompts: Sequence[tuple[TokenIds, int]]) -> Tensor:
         token_ids, slots = zip(*prompts, strict=True)
         self._cache.reset(slots)

@@ -2,25 +2,38 @@
 
 Synchronous (max_staleness 0): groups are drawn in waves, a wave is finished before the next is drawn, and nothing is
 under way when new weights are published. So a run is reproducible: who gets which group does not depend on timing.
-Asynchronous: workers always have `max_staleness` steps' worth of groups ahead of them.
+
+Asynchronous: at any time there are as many groups under way or ready as the present step still wants and
+`max_staleness` steps more, so no group can be older than allowed when its turn comes; they go to whoever has the least
+to do. A thread of its own keeps the workers busy while the learner learns, if the workers are processes.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from cispo.protocols import PromptSource, State
+from cispo.protocols import PromptSource
 from cispo.schedule import Schedule, value_at
 from cispo.types import Group, Harvest, Prompt
-from rollout.buffer import Intake
+from rollout.buffer import Intake, may_be_taken
+from rollout.ledger import Ledger
+from rollout.ledger_file import read_ledger, write_ledger
+from rollout.requests import Finished, GroupRequest
 from rollout.seeding import stable_rng
-from rollout.worker import Finished, GroupRequest
-from rollout.worker_pool import RolloutConfig, WorkerHandle, WorkerPool
+from rollout.station import Weights, WorkerHandle
+from rollout.worker_pool import RolloutConfig, WorkerPool
 
 log = logging.getLogger(__name__)
+
+TURN_SECONDS = 1.0
+"""How long a turn waits, at most, before deadlines are looked at again."""
 
 
 @dataclass(frozen=True)
@@ -34,34 +47,57 @@ class Draw:
 
 
 class RolloutService:
-    """Implements the RolloutSource protocol over workers."""
+    """Implements the RolloutSource protocol over workers.
+
+    Args:
+        workers: at least one.
+        prompts: the training stream.
+        draw: what is asked for.
+        config: deadlines and limits; `groups_in_flight` is the number itself here, if max_staleness is above 0.
+        in_background: keep the workers busy between the calls, too; for workers that are processes.
+    """
 
     def __init__(
-        self, workers: Sequence[WorkerHandle], prompts: PromptSource, draw: Draw, config: RolloutConfig
+        self,
+        workers: Sequence[WorkerHandle],
+        prompts: PromptSource,
+        draw: Draw,
+        config: RolloutConfig,
+        *,
+        in_background: bool = False,
     ) -> None:
-        self.prompts = prompts
         self.draw = draw
         self.config = config
-        self._pool = WorkerPool(workers, config)
-        self._next_index = 0
-        self._version = 0
-        self._again: list[tuple[int, Prompt]] = []
-        self._under_way: dict[int, GroupRequest] = {}
-        self._ready: list[Group] = []
+        self.pool = WorkerPool(workers, config, moves_groups=draw.max_staleness > 0)
+        self._ledger = Ledger(prompts)
+        self._intake: Intake | None = None
+        self._groups_per_step = 0
         self._num_failed = 0
+        self._samples: dict[int, Group | str] = {}
+        self._may_advance = True
+        self._window_began = time.monotonic()
+        # All of the above is touched with the lock held, by one turn after the other.
+        self._changed = threading.Condition(threading.RLock())
+        self._wake: Future[None] = Future()
+        self._error: BaseException | None = None
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+        if in_background:
+            self._thread = threading.Thread(target=self._turn_for_ever, name="rollouts", daemon=True)
+            self._thread.start()
 
     def take(self, num_groups: int, *, oldest_version: int, keep: Callable[[Group], bool]) -> Harvest:
         """See RolloutSource.take."""
         intake = Intake(num_groups, oldest_version=oldest_version, keep=keep, draw_limit=self.config.draw_limit)
-        run_ahead = num_groups * self.draw.max_staleness
-        while True:
-            self._fill(intake)
-            if run_ahead or not self._under_way:
-                self._draw(intake.missing + run_ahead - len(self._under_way) - len(self._ready))
-            if not intake.missing:
-                self._pool.keep_busy()  # what is drawn ahead is sampled while the learner learns
-                return intake.harvest()
-            self._gather(self._pool.wait())
+        with self._changed:
+            self._intake, self._groups_per_step = intake, num_groups
+        self._wait_until(lambda: not intake.missing)
+        with self._changed:
+            self._intake = None
+            if self.draw.max_staleness and self.config.on_new_weights == "cut":
+                self.pool.cut()
+            self._order()
+        return intake.harvest()
 
     def sample(self, prompts: Sequence[Prompt], *, num_samples: int, greedy: bool) -> list[Group]:
         """See RolloutSource.sample. Negative indices keep these groups apart from the training stream."""
@@ -76,76 +112,187 @@ class RolloutService:
             )
             for i, prompt in enumerate(prompts)
         ]
-        self._pool.submit(requests)
-        groups: dict[int, Group] = {}
-        failed: dict[int, str] = {}
-        while len(groups) + len(failed) < len(requests):
-            finished = self._pool.wait()
-            groups |= {group.index: group for group in finished.groups if group.index < 0}
-            failed |= {index: reason for index, reason in finished.failed.items() if index < 0}
-            self._gather(finished)
-        for index, reason in failed.items():
-            log.warning("prompt %s could not be evaluated: %s", prompts[-1 - index].id, reason)
-        return [groups[request.index] for request in requests if request.index in groups]
+        with self._changed:
+            self._samples = {}
+            self.pool.spread(requests)
+        self._wait_until(lambda: len(self._samples) == len(requests))
+        outcomes = [self._samples[request.index] for request in requests]
+        for prompt, outcome in zip(prompts, outcomes, strict=True):
+            if isinstance(outcome, str):
+                log.warning("prompt %s could not be evaluated: %s", prompt.id, outcome)
+        return [outcome for outcome in outcomes if isinstance(outcome, Group)]
 
     def load_weights(self, package: Any, version: int) -> None:
-        """See RolloutSource.load_weights."""
-        self._pool.load_weights(package, version)
-        self._version = version
+        """See RolloutSource.load_weights.
 
-    def state(self) -> State:
-        """The cursor, and every prompt that was drawn but not taken: it will be sampled again, under its old index."""
-        untaken = [(request.index, request.prompt) for request in self._under_way.values()]
-        untaken += [(group.index, group.prompt) for group in self._ready] + self._again
-        return {
-            "prompts": self.prompts.state(),
-            "next_index": self._next_index,
-            "again": [[index, asdict(prompt)] for index, prompt in sorted(untaken, key=lambda entry: entry[0])],
-        }
+        Synchronous: returns once every worker has them. Asynchronous: once every worker that is up has; one that is
+        starting gets them before its first group.
+        """
+        with self._changed:
+            self.pool.weights = Weights(package, version)
+        self._wait_until(lambda: self.pool.have_weights(also_starting=not self.draw.max_staleness))
 
-    def restore(self, state: State) -> None:
-        """Go on exactly where `state` was taken."""
-        self.prompts.restore(state["prompts"])
-        self._next_index = int(state["next_index"])
-        self._again = [
-            (int(index), Prompt(**(prompt | {"token_ids": tuple(prompt["token_ids"])})))
-            for index, prompt in state["again"]
-        ]
+    def save(self, folder: Path) -> None:
+        """Write the cursor and every group that was drawn and not taken, with what there is of it."""
+        with self._changed:
+            self._may_advance = False
+        self._wait_until(self.pool.has_snapshot)
+        with self._changed:
+            entries = self._ledger.untaken(self.pool.take_snapshot())
+            cursor = {"prompts": self._ledger.prompts.state(), "next_index": self._ledger.next_index}
+            self._may_advance = True
+        write_ledger(folder, cursor, entries)
+        self._poke()
+
+    def load(self, folder: Path) -> None:
+        """Go on exactly where `save` was called."""
+        cursor, entries = read_ledger(folder)
+        with self._changed:
+            self._ledger.prompts.restore(cursor["prompts"])
+            self._ledger.restore(int(cursor["next_index"]), entries)
+
+    def metrics(self) -> dict[str, float]:
+        """perf/*: how the workers spent the time since the last call, and how much is under way."""
+        with self._changed:
+            now = time.monotonic()
+            available = (now - self._window_began) * len(self.pool.stations)
+            metrics = {
+                "perf/rollout_idle_fraction": max(0.0, 1.0 - self.pool.busy_seconds / max(available, 1e-9)),
+                "perf/groups_under_way": float(self._ledger.num_under_way),
+                "perf/groups_ready": float(self._ledger.num_ready),
+                "perf/workers": float(sum(station.is_up for station in self.pool.stations)),
+                "perf/worker_restarts": float(self.pool.num_restarts),
+            }
+            self._window_began, self.pool.busy_seconds = now, 0.0
+        return metrics
+
+    def close(self) -> None:
+        """End the thread, if there is one; the workers are others' to end."""
+        self._is_closed = True
+        self._poke()
+        if self._thread:
+            self._thread.join(timeout=10 * TURN_SECONDS)
 
     @property
     def _window(self) -> int:
         return int(value_at(self.draw.max_new_tokens, self._version))
 
+    @property
+    def _version(self) -> int:
+        return self.pool.weights.version if self.pool.weights else 0
+
     def _seed(self, *parts: str | int) -> int:
         return stable_rng("rollout", self.draw.seed, *parts).getrandbits(63)
 
-    def _fill(self, intake: Intake) -> None:
-        """Give the intake what is ready, oldest draw first, until it has enough; the rest waits for the next step."""
+    def _turn_for_ever(self) -> None:
+        while not self._is_closed:
+            try:
+                self._turn()
+            except BaseException as error:  # it belongs to whoever waits for the rollouts
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
+                return
+
+    def _wait_until(self, is_true: Callable[[], bool]) -> None:
+        """Make turns, or let the thread make them, until it is; deadlines are the pool's, and raise here."""
+        self._poke()
+        if self._thread is None:
+            while not is_true():
+                self._turn()
+            return
+        with self._changed:
+            while not is_true():
+                if self._error:
+                    raise self._error
+                self._changed.wait(timeout=TURN_SECONDS)
+
+    def _poke(self) -> None:
+        """There is something new to do: end the wait of the turn under way."""
+        with self._changed:
+            wake, self._wake = self._wake, Future()
+            wake.set_result(None)
+
+    def _turn(self) -> None:
+        """Order what is due, wait for any answer, take in all that came, and order what is due then."""
+        with self._changed:
+            self._order()
+            calls = [self._wake, *self.pool.open_calls()] if self._thread else self.pool.open_calls()
+        if calls:
+            wait(calls, timeout=TURN_SECONDS, return_when=FIRST_COMPLETED)
+        with self._changed:
+            self._gather(self.pool.collect())
+            self._order()
+            self._changed.notify_all()
+
+    def _order(self) -> None:
+        if self._may_advance:
+            self._fill()
+            self._draw()
+        self.pool.order(may_advance=self._may_advance)
+
+    def _fill(self) -> None:
+        """Give the step's intake what is ready, oldest draw first, and what may go now; the rest waits."""
+        intake = self._intake
+        if intake is None:
+            return
         self._num_failed, num_failed = 0, self._num_failed
         intake.add([], num_failed)
-        self._ready.sort(key=lambda group: group.index)
-        while self._ready and intake.missing:
-            intake.add([self._ready.pop(0)], 0)
+        if self.config.overdue == "drop":
+            self._drop_overdue(intake)
+        for entry in self._ledger.ready():
+            if not intake.missing:
+                return
+            assert entry.group is not None
+            if self.config.overdue == "drop" or may_be_taken(
+                entry.group.oldest_version,
+                self._ledger.num_by_version,
+                oldest_version=intake.oldest_version,
+                num_missing=intake.missing,
+                groups_per_step=self._groups_per_step,
+            ):
+                self._ledger.take(entry.index)
+                intake.add([entry.group], 0)
 
-    def _draw(self, count: int) -> None:
-        requests = []
-        for _ in range(count):
-            index, prompt = self._again.pop(0) if self._again else self._next()
-            requests.append(GroupRequest(index, prompt, self.draw.group_size, self._seed("train", index), self._window))
-        self._under_way |= {request.index: request for request in requests}
-        self._pool.submit(requests)
+    def _drop_overdue(self, intake: Intake) -> None:
+        overdue = self._ledger.overdue(intake.oldest_version)
+        self.pool.cancel(overdue)
+        for index in overdue:
+            self._ledger.fail(index)
+        intake.drop_unfinished(len(overdue))
 
-    def _next(self) -> tuple[int, Prompt]:
-        self._next_index += 1
-        return self._next_index - 1, self.prompts.next()
+    def _draw(self) -> None:
+        missing = self._intake.missing if self._intake else 0
+        ahead = self._groups_per_step * self.draw.max_staleness
+        if ahead:
+            room = missing + ahead - self._ledger.num_under_way - self._ledger.num_ready
+            while room > 0 and (station := self.pool.least_loaded(self.config.groups_in_flight)):
+                station.give(self._next_request())
+                room -= 1
+        elif not self._ledger.num_under_way:
+            self.pool.spread([self._next_request() for _ in range(missing)])
+
+    def _next_request(self) -> GroupRequest:
+        entry = self._ledger.draw(self._version)
+        return GroupRequest(
+            entry.index,
+            entry.prompt,
+            self.draw.group_size,
+            self._seed("train", entry.index),
+            self._window,
+            begun=entry.begun,
+        )
 
     def _gather(self, finished: Finished) -> None:
-        """Take in what belongs to the training stream (indices from 0)."""
+        """Take in what workers have finished: of the training stream (indices from 0), or for `sample`."""
         for group in finished.groups:
-            if group.index >= 0:
-                del self._under_way[group.index]
-                self._ready.append(group)
+            if group.index < 0:
+                self._samples[group.index] = group
+            elif self._ledger.is_under_way(group.index):  # or it was given up as it came
+                self._ledger.finish(group)
         for index, reason in finished.failed.items():
-            if index >= 0:
-                log.warning("prompt %s came to nothing: %s", self._under_way.pop(index).prompt.id, reason)
+            if index < 0:
+                self._samples[index] = reason
+            elif self._ledger.is_under_way(index):
+                log.warning("prompt %s came to nothing: %s", self._ledger.fail(index).prompt.id, reason)
                 self._num_failed += 1

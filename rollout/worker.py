@@ -9,16 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from cispo.errors import ConfigError, InvalidRequest
-from cispo.protocols import Scorer
+from cispo.protocols import ModelState, Scorer
 from cispo.schedule import Schedule, check_schedule
-from cispo.types import Group, Prompt, Score, Trajectory
+from cispo.types import Group, Score, Trajectory
 from rollout.engine import Completion, Engine, Request
 from rollout.episode import response_text_ids, single_turn
 from rollout.receiver import WeightPackage, verified
+from rollout.requests import Begun, Finished, GroupRequest
 from rollout.sampling import Sampling
+from rollout.turnstile import Turnstile
 
 
 @dataclass(frozen=True)
@@ -76,31 +78,8 @@ class SamplingConfig:
         )
 
 
-@dataclass(frozen=True)
-class GroupRequest:
-    """One prompt to be sampled `num_samples` times and scored; `index` is its place in the run's sequence of draws."""
-
-    index: int
-    prompt: Prompt
-    num_samples: int
-    seed: int
-    max_new_tokens: int
-    greedy: bool = False
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a worker got done in one `advance`.
-
-    Attributes:
-        groups: complete and scored.
-        failed: index of each group that came to nothing, with the reason.
-        num_steps: decode steps made: a worker that makes none and finishes none is stuck.
-    """
-
-    groups: tuple[Group, ...] = ()
-    failed: dict[int, str] = field(default_factory=dict)
-    num_steps: int = 0
+REPORT_SECONDS = 0.1
+"""How long a finished group may wait for others before the driver is told: a call costs a few milliseconds."""
 
 
 class _GroupUnderWay:
@@ -112,8 +91,13 @@ class _GroupUnderWay:
         self.scores: dict[int, Future[Score]] = {}
 
     @property
+    def is_sampled(self) -> bool:
+        """All members have ended, whether they are scored or not."""
+        return len(self.trajectories) == self.request.num_samples
+
+    @property
     def is_done(self) -> bool:
-        return len(self.scores) == self.request.num_samples and all(score.done() for score in self.scores.values())
+        return self.is_sampled and all(score.done() for score in self.scores.values())
 
     def group(self) -> Group:
         """The finished group; raises what a faulty reward function raised."""
@@ -127,7 +111,11 @@ class _GroupUnderWay:
 
 
 class RolloutWorker:
-    """Samples and scores groups; the calls come one at a time."""
+    """Samples and scores groups.
+
+    The calls come one at a time, but for `load_weights` and `cut`, which another thread may make meanwhile: they take
+    effect between two decode steps.
+    """
 
     def __init__(
         self,
@@ -142,42 +130,106 @@ class RolloutWorker:
         self.sampling = sampling
         self._under_way: dict[str, _GroupUnderWay] = {}
         self._refused: dict[int, str] = {}
+        self._between_steps = Turnstile()
+        self._cut: list[ModelState] = []
 
     def submit(self, requests: Sequence[GroupRequest]) -> None:
         """Queue groups; a request that the engine refuses is reported by the next `advance`."""
-        for request in requests:
-            try:
-                self.engine.submit([self._engine_request(request)])
-            except InvalidRequest as error:
-                self._refused[request.index] = str(error)
-            else:
-                self._under_way[str(request.index)] = _GroupUnderWay(request)
+        with self._between_steps:
+            for request in requests:
+                group = _GroupUnderWay(request)
+                try:
+                    self._start(group)
+                except InvalidRequest as error:
+                    self._refused[request.index] = str(error)
+                else:
+                    self._under_way[str(request.index)] = group
 
     def advance(self, seconds: float) -> Finished:
         """Work until everything is finished or `seconds` are over, and return what was finished.
 
-        Raises RewardError when a user's reward function is at fault.
+        Returns soon after something was finished. Raises RewardError when a user's reward function is at fault.
         """
-        end, num_steps = time.monotonic() + seconds, 0
+        end, num_steps, busy_seconds = time.monotonic() + seconds, 0, 0.0
         groups: list[Group] = []
         failed, self._refused = self._refused, {}
         while self._under_way and time.monotonic() < end:
-            if self.engine.has_work:
-                num_steps += 1
-                for completion in self.engine.step():
+            begin = time.monotonic()
+            with self._between_steps:
+                has_work = self.engine.has_work
+                for completion in self.engine.step() if has_work else ():
                     self._begin_to_score(completion, failed)
-            else:
-                self._wait_for_a_score(end)
-            groups += self._take_done()
-        return Finished(tuple(groups), failed, num_steps)
+            if has_work:
+                num_steps += 1
+                busy_seconds += time.monotonic() - begin
+            elif not self._wait_for_a_score(end):
+                break  # cut: there is nothing to do before the next weights
+            done = self._take_done()
+            groups += done
+            if done:
+                end = min(end, time.monotonic() + REPORT_SECONDS)
+        return Finished(tuple(groups), failed, num_steps, busy_seconds)
 
     def load_weights(self, package: WeightPackage, version: int) -> None:
-        """Take the weights of `version` if they arrived whole; raises WeightSyncError and keeps the old ones if not."""
-        self.engine.load_weights(verified(package, expected_version=version), version)
+        """Take the weights of `version` if they arrived whole; raises WeightSyncError and keeps the old ones if not.
+
+        What was cut goes on.
+        """
+        weights = verified(package, expected_version=version)
+        with self._between_steps:
+            self.engine.load_weights(weights, version)
+            states, self._cut = self._cut, []
+            for state in states:
+                self.engine.resume(state)
+
+    def cut(self) -> None:
+        """Put everything under way aside until the next weights, so that the engine's memory and time are free."""
+        with self._between_steps:
+            for name, group in self._under_way.items():
+                if not group.is_sampled:
+                    self._cut.append(self.engine.snapshot(name))
+                    self.engine.cancel([name])
+
+    def cancel(self, indices: Sequence[int]) -> None:
+        """Forget these groups; unknown ones are ignored."""
+        names = {str(index) for index in indices}
+        with self._between_steps:
+            self.engine.cancel(names)
+            self._cut = [state for state in self._cut if state.meta["request"]["id"] not in names]
+            self._under_way = {name: group for name, group in self._under_way.items() if name not in names}
+
+    def snapshot(self) -> dict[int, Begun]:
+        """What there is of every group of the training stream (indices from 0); the work goes on.
+
+        A group that the engine cannot save is left out: it would begin anew.
+        """
+        begun: dict[int, Begun] = {}
+        with self._between_steps:
+            cut = {state.meta["request"]["id"]: state for state in self._cut}
+            for name, group in self._under_way.items():
+                if group.request.index < 0:
+                    continue
+                try:
+                    state = None if group.is_sampled else cut.get(name) or self.engine.snapshot(name)
+                except InvalidRequest:
+                    continue
+                begun[group.request.index] = Begun(dict(group.trajectories), state)
+        return begun
 
     def close(self) -> None:
         """End the scorer's helper processes."""
         self.scorer.close()
+
+    def _start(self, group: _GroupUnderWay) -> None:
+        """Hand a group to the engine, from where it stood if it was begun before."""
+        begun = group.request.begun
+        if begun is None:
+            self.engine.submit([self._engine_request(group.request)])
+            return
+        if begun.state:
+            self.engine.resume(begun.state)
+        for member, trajectory in begun.trajectories.items():
+            self._score(group, member, trajectory)
 
     def _engine_request(self, request: GroupRequest) -> Request:
         sampling = replace(self.sampling, max_new_tokens=request.max_new_tokens)
@@ -194,16 +246,23 @@ class RolloutWorker:
             self.engine.cancel([completion.request_id])
             del self._under_way[completion.request_id]
             return
-        prompt = group.request.prompt
-        trajectory = single_turn(prompt, completion)
-        group.trajectories[completion.member] = trajectory
-        text = self.decode(response_text_ids(trajectory, prompt))
-        group.scores[completion.member] = self.scorer.submit(prompt, trajectory, text)
+        self._score(group, completion.member, single_turn(group.request.prompt, completion))
 
-    def _wait_for_a_score(self, end: float) -> None:
-        pending = [score for group in self._under_way.values() for score in group.scores.values() if not score.done()]
+    def _score(self, group: _GroupUnderWay, member: int, trajectory: Trajectory) -> None:
+        prompt = group.request.prompt
+        group.trajectories[member] = trajectory
+        text = self.decode(response_text_ids(trajectory, prompt))
+        group.scores[member] = self.scorer.submit(prompt, trajectory, text)
+
+    def _wait_for_a_score(self, end: float) -> bool:
+        """Wait for any pending score; False if there is none to wait for."""
+        groups = list(self._under_way.values())
+        if any(group.is_done for group in groups):
+            return True
+        pending = [score for group in groups for score in group.scores.values() if not score.done()]
         if pending:
             wait(pending, timeout=max(0.0, end - time.monotonic()), return_when=FIRST_COMPLETED)
+        return bool(pending)
 
     def _take_done(self) -> list[Group]:
         done = [name for name, group in self._under_way.items() if group.is_done]

@@ -185,6 +185,12 @@ def test_no_modules_import_each_other_in_a_circle():
         pytest.fail(" -> ".join(error.args[1]))
 
 
+def test_no_script_hides_a_package():
+    """A script's own folder comes first on its path: benchmarks/sandbox.py would be what `import sandbox` finds."""
+    scripts = {path.stem for folder in ("benchmarks", "docs", "examples") for path in (ROOT / folder).glob("*.py")}
+    assert not scripts & set(PACKAGES)
+
+
 def test_names_say_what_is_inside():
     paths = [path for package in PACKAGES for path in [ROOT / package, *(ROOT / package).rglob("*")]]
     empty = [str(path.relative_to(ROOT)) for path in paths if path.stem in EMPTY_NAMES]

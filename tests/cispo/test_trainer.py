@@ -35,6 +35,9 @@ class FakeRun:
         kept = tuple(group for group in groups if keep(group))
         return Harvest(kept, {"flat": len(groups) - len(kept)}, len(groups), groups)
 
+    def metrics(self):
+        return {"perf/workers": 2.0}
+
     # Learner
 
     def update(self, batch, settings):

@@ -122,7 +122,7 @@ def truncate(checkpoint):
 
 
 def remove_a_file(checkpoint):
-    (checkpoint / "rollouts.json").unlink()
+    (checkpoint / "rollouts" / "ledger.json").unlink()
 
 
 def remove_the_manifest(checkpoint):
@@ -138,7 +138,7 @@ def spoil_the_manifest(checkpoint):
     [
         (flip_a_byte, "learner/__0_0.distcp is missing or changed"),
         (truncate, "learner/.metadata is missing or changed"),
-        (remove_a_file, "rollouts.json is missing or changed"),
+        (remove_a_file, "rollouts/ledger.json is missing or changed"),
         (remove_the_manifest, "the manifest of checkpoint"),
         (spoil_the_manifest, "the manifest of checkpoint"),
     ],

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from launch.cli import main
 from launch.cluster import cluster, wait_until_started
 from launch.learner_ranks import LearnerDied, LearnerRanks
 from launch.weight_sync import ObjectStoreSync
+from tests.launch.processes import killer
 
 SMALLEST = ClusterConfig(num_workers=1, object_store_mb=100)
 
@@ -111,41 +111,6 @@ def test_deaths_and_deadlines_say_who_waited_for_whom():
         learner = LearnerRanks([handle], LearnerConfig(), deadline_seconds=60)
         ObjectStoreSync(learner, rollouts=None).publish(None, version=4)
     handle.stop()
-
-
-def ours(title):
-    """Ids of the processes below this one whose title begins so; other runs of this machine are not ours to kill."""
-    parents, titled = {}, []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int(folder.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-            if folder.joinpath("cmdline").read_text().startswith(title):
-                titled.append(int(folder.name))
-        except (OSError, ValueError):
-            continue  # it ended as we looked
-
-    def is_below(pid):
-        return pid == os.getpid() or (pid in parents and is_below(parents[pid]))
-
-    return [pid for pid in titled if is_below(pid)]
-
-
-def killer(title, folder, num_lines):
-    """A thread that kills the processes of that title once metrics.jsonl has so many lines."""
-
-    def kill():
-        metrics = folder / "metrics.jsonl"
-        end = time.monotonic() + 120
-        while time.monotonic() < end:
-            if metrics.exists() and metrics.read_text().count("\n") >= num_lines:
-                for pid in ours(title):
-                    os.kill(pid, signal.SIGKILL)
-                return
-            time.sleep(0.002)
-
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    return thread
 
 
 def test_a_killed_worker_costs_a_warning_and_nothing_else(tmp_path, small, whole_run, lines_of, caplog):

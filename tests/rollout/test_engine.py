@@ -40,8 +40,9 @@ def make_lm(seed=0):
     return HybridLM(TINY)
 
 
-def make_engine(lm=None, num_slots=4, max_length=300, prefill_tokens=64, **settings):
-    return HybridEngine(lm or make_lm(), EngineConfig(num_slots, max_length, prefill_tokens), **settings)
+def make_engine(lm=None, num_slots=4, max_length=300, prefill_tokens=64, stale_states="keep", **settings):
+    config = EngineConfig(num_slots, max_length, prefill_tokens, stale_states)
+    return HybridEngine(lm or make_lm(), config, **settings)
 
 
 def run(engine):
@@ -52,6 +53,15 @@ def run(engine):
             assert (completion.request_id, completion.member) not in ended
             ended[completion.request_id, completion.member] = completion
     return ended
+
+
+def logp_of(lm, tokens):
+    """The model's own log-probability of each token given those before it, from one pass over all; not of the first."""
+    tokens_T = torch.tensor(tokens)
+    with torch.no_grad():
+        hidden_TD = lm(tokens_T, torch.arange(len(tokens)), torch.tensor([0, len(tokens)]))
+        logp_TV = lm.logits(hidden_TD).log_softmax(-1)
+    return logp_TV[:-1].gather(1, tokens_T[1:, None])[:, 0].numpy()
 
 
 def prompt_of(length, seed=0):
@@ -221,6 +231,43 @@ def test_new_weights_take_over_between_two_steps_and_each_token_records_its_vers
     fresh = make_engine(new, num_slots=2, version=5)
     fresh.submit([Request("a", prompt_of(6), 3, sampling=Sampling(max_new_tokens=10))])
     same(run(fresh)["a", 2], ended["a", 2])
+
+
+@pytest.mark.parametrize("prefill_tokens", [3, 8, 64], ids=["in-pieces", "some-together", "all-together"])
+def test_recomputed_states_are_those_of_the_new_weights(prefill_tokens):
+    """What follows is what an engine of the new weights says after the same tokens; kept states say something else."""
+    new = make_lm(1)
+    weights = [(name, weight.numpy().copy()) for name, weight in stream_weights(new)]
+    after: dict[str, list] = {}
+    for stale_states in ("keep", "recompute"):
+        engine = make_engine(make_lm(0), num_slots=3, prefill_tokens=prefill_tokens, stale_states=stale_states)
+        engine.submit([Request("a", prompt_of(6), 2, sampling=Sampling(max_new_tokens=12))])
+        engine.submit([Request("b", prompt_of(2), 1, sampling=Sampling(max_new_tokens=12))])
+        for _ in range(6):
+            engine.step()
+        engine.load_weights(iter(weights), version=1)
+        ended = run(engine)
+        for (request, member), completion in ended.items():
+            tokens = [*(prompt_of(6) if request == "a" else prompt_of(2)), *completion.token_ids.tolist()]
+            expected = logp_of(new, tokens)[-12:]
+            difference = np.abs(completion.logp - expected)[completion.version == 1]
+            assert len(difference) > 3, (request, member)
+            after.setdefault(stale_states, []).append(difference.max())
+    assert max(after["recompute"]) < 1e-4
+    assert min(after["keep"]) > 1e-3
+
+
+def test_a_snapshot_of_older_weights_is_recomputed_where_it_is_resumed():
+    new = make_lm(1)
+    engine = make_engine(make_lm(0), num_slots=2)
+    engine.submit([Request("a", prompt_of(6), 1, sampling=Sampling(max_new_tokens=12))])
+    for _ in range(4):
+        engine.step()
+    other = make_engine(new, num_slots=2, version=1, stale_states="recompute")
+    other.resume(engine.snapshot("a"))
+    completion = run(other)["a", 0]
+    expected = logp_of(new, [*prompt_of(6), *completion.token_ids.tolist()])[-12:]
+    assert np.abs(completion.logp - expected)[completion.version == 1].max() < 1e-4
 
 
 def test_weights_of_another_model_are_refused():

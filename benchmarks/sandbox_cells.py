@@ -1,7 +1,7 @@
 """Jobs per second, CPU per job and delays of the sandbox, against cold processes, in one run.
 
-    python benchmarks/sandbox.py                     about two minutes
-    python benchmarks/sandbox.py --soak 100000       instead: that many jobs, and what they leave behind
+    python benchmarks/sandbox_cells.py                     about two minutes
+    python benchmarks/sandbox_cells.py --soak 100000       instead: that many jobs, and what they leave behind
 
 Sides, which take turns so that a busy machine is busy for all of them: `cell` is sandbox.Sandbox; `bwrap` starts
 bubblewrap with as many namespaces and an interpreter in it for each job; `plain` starts the interpreter (or the
@@ -10,7 +10,7 @@ number and prints it plus one: a Python program without imports, one with numpy,
 
 CPU is that of everything: our own process and all that it started, living cells included, in user and system mode.
 Delays are of one job at a time, from the call to the result. `kill` is how long after its limit a program is reported.
-Results go to benchmarks/results/sandbox.json.
+Results go to benchmarks/results/sandbox_cells.json.
 """
 
 from __future__ import annotations
@@ -30,13 +30,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the package before this file, which has its name
-
 from machine import machine
 
 from sandbox import Limits, Program, Sandbox, SandboxPool, Verdict
 
-RESULTS = Path(__file__).parent / "results" / "sandbox.json"
+RESULTS = Path(__file__).parent / "results" / "sandbox_cells.json"
 LIMITS = Limits(cpu_seconds=5, wall_seconds=30)
 PLAIN_PYTHON = "/usr/bin/python3"
 SOURCES = {

@@ -1,0 +1,120 @@
+"""Every group of a run that was drawn and not yet taken: nothing is lost, and nothing is taken twice.
+
+An index is drawn once. From then on it is in exactly one of four places until a step takes it or it comes to nothing:
+waiting to be sampled (again), under way, or finished and ready; and each move is a method here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cispo.protocols import PromptSource
+from cispo.types import Group, Prompt
+from rollout.requests import Begun
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One drawn group: its place in the sequence of draws, its prompt, and what there is of it so far.
+
+    Attributes:
+        index, prompt: what was drawn.
+        version: of its oldest token, or of the weights when it was given to a worker; None if it was not begun.
+        begun: what was sampled of it before.
+        group: the finished group.
+    """
+
+    index: int
+    prompt: Prompt
+    version: int | None = None
+    begun: Begun | None = None
+    group: Group | None = None
+
+
+class Ledger:
+    """See the head of the file."""
+
+    def __init__(self, prompts: PromptSource) -> None:
+        self.prompts = prompts
+        self.next_index = 0
+        self._waiting: list[Entry] = []
+        self._under_way: dict[int, Entry] = {}
+        self._ready: dict[int, Entry] = {}
+        self.num_by_version: Counter[int] = Counter()  # of those under way and ready
+
+    @property
+    def num_under_way(self) -> int:
+        """Groups that workers have."""
+        return len(self._under_way)
+
+    @property
+    def num_ready(self) -> int:
+        """Finished groups that no step has taken."""
+        return len(self._ready)
+
+    def is_under_way(self, index: int) -> bool:
+        """A worker has it."""
+        return index in self._under_way
+
+    def ready(self) -> Iterator[Entry]:
+        """Finished groups in the order of their draw."""
+        return iter(sorted(self._ready.values(), key=lambda entry: entry.index))
+
+    def draw(self, version: int) -> Entry:
+        """The next group to sample, under way from now on, with the weights of `version`."""
+        if self._waiting:
+            entry = self._waiting.pop(0)
+        else:
+            entry = Entry(self.next_index, self.prompts.next())
+            self.next_index += 1
+        begun = version if entry.version is None else entry.version
+        entry = Entry(entry.index, entry.prompt, begun, entry.begun)
+        self._under_way[entry.index] = entry
+        self.num_by_version[begun] += 1
+        return entry
+
+    def finish(self, group: Group) -> None:
+        """A worker has finished the group."""
+        entry = self._leave(self._under_way, group.index)
+        self._ready[group.index] = Entry(group.index, entry.prompt, group.oldest_version, group=group)
+        self.num_by_version[group.oldest_version] += 1
+
+    def fail(self, index: int) -> Entry:
+        """A group under way came to nothing."""
+        return self._leave(self._under_way, index)
+
+    def take(self, index: int) -> None:
+        """A step has taken a finished group, or dropped it."""
+        self._leave(self._ready, index)
+
+    def overdue(self, oldest_version: int) -> list[int]:
+        """Those under way that a step which allows `oldest_version` could not take."""
+        return [
+            index
+            for index, entry in self._under_way.items()
+            if entry.version is not None and entry.version < oldest_version
+        ]
+
+    def untaken(self, begun: dict[int, Begun]) -> list[Entry]:
+        """All of them in the order of their draw, those under way with what there is of them."""
+        under_way = [
+            Entry(entry.index, entry.prompt, entry.version if entry.index in begun else None, begun.get(entry.index))
+            for entry in self._under_way.values()
+        ]
+        return sorted([*self._waiting, *under_way, *self._ready.values()], key=lambda entry: entry.index)
+
+    def restore(self, next_index: int, untaken: list[Entry]) -> None:
+        """Go on where `untaken` was taken; those that were under way wait to be sampled on."""
+        self.next_index = next_index
+        self._waiting = [entry for entry in untaken if entry.group is None]
+        self._under_way = {}
+        self._ready = {entry.index: entry for entry in untaken if entry.group is not None}
+        self.num_by_version = Counter(entry.version for entry in self._ready.values() if entry.version is not None)
+
+    def _leave(self, place: dict[int, Entry], index: int) -> Entry:
+        entry = place.pop(index)
+        if entry.version is not None:
+            self.num_by_version[entry.version] -= 1
+        return entry

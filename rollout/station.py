@@ -1,0 +1,188 @@
+"""One worker as the driver sees it: what it has to do, which calls to it are open, and since when.
+
+Nothing here waits. `order` opens the calls that are due, `collect` takes in those that are answered, and both say the
+same thing whether the worker is a process on another machine or an object in this one. What a worker should have
+(weights, groups) is a wish that `order` works towards from whatever state the worker is in: so one that just started,
+one that missed a version and one that is up to date need no code of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cispo.errors import WorkerDied
+from rollout.requests import Begun, Finished, GroupRequest
+
+
+class WorkerHandle(Protocol):
+    """A RolloutWorker, wherever it lives."""
+
+    name: str
+
+    def started(self) -> Future[int]:
+        """Done once the worker is made."""
+
+    def call(self, method: str, *arguments: Any) -> Future[Any]:
+        """Call a method after the calls before it. The future raises WorkerDied if the process is gone."""
+
+    def beside(self, method: str, *arguments: Any) -> Future[Any]:
+        """Call a method while others are under way."""
+
+    def restart(self) -> None:
+        """Start the worker anew, without weights and without requests."""
+
+    def stop(self) -> None:
+        """End it."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What every worker should sample with."""
+
+    package: Any
+    version: int
+
+
+@dataclass
+class Call:
+    """An open call and when it was made."""
+
+    future: Future[Any]
+    since: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Station:
+    """See the head of the file.
+
+    Attributes:
+        worker: the worker.
+        assigned: what it has to do, by index; `unsent` are those of them that it was not told of yet.
+        version: of its weights; None before the first.
+        is_up: it has answered since it was (re)started.
+        is_cut: its sequences are put aside until the next weights.
+        is_leaving: it gets nothing more, and goes when it is done.
+        calls: the open calls by method.
+        begun: what it had of its groups when it was asked for a snapshot; None before it answered.
+    """
+
+    worker: WorkerHandle
+    assigned: dict[int, GroupRequest] = field(default_factory=dict)
+    unsent: list[GroupRequest] = field(default_factory=list)
+    version: int | None = None
+    is_up: bool = False
+    is_cut: bool = False
+    is_leaving: bool = False
+    calls: dict[str, Call] = field(default_factory=dict)
+    begun: dict[int, Begun] | None = None
+    _loading: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The worker's."""
+        return self.worker.name
+
+    @property
+    def num_samples(self) -> int:
+        """Trajectories of the groups that it has to do: its load."""
+        return sum(request.num_samples for request in self.assigned.values())
+
+    def give(self, request: GroupRequest) -> None:
+        """Add to what it has to do."""
+        self.assigned[request.index] = request
+        self.unsent.append(request)
+
+    def take_back(self) -> list[GroupRequest]:
+        """Everything that it had to do, in the order of the draw, and no longer has."""
+        requests = sorted(self.assigned.values(), key=lambda request: request.index)
+        self.assigned, self.unsent = {}, []
+        return requests
+
+    def has_weights(self, weights: Weights | None) -> bool:
+        """It samples with exactly these."""
+        return weights is not None and self.version == weights.version
+
+    def order(self, weights: Weights | None, advance_seconds: float) -> None:
+        """Open every call that is due."""
+        if not self.is_up:
+            self._open("started", self.worker.started)
+            return
+        if weights is not None and self.version != weights.version and "load_weights" not in self.calls:
+            self._loading = weights.version
+            self._open("load_weights", lambda: self.worker.beside("load_weights", weights.package, weights.version))
+        if self.version is None:
+            return
+        if self.unsent and "submit" not in self.calls:
+            requests, self.unsent = self.unsent, []
+            self._open("submit", lambda: self.worker.call("submit", requests))
+        if self.assigned and not self.is_cut:
+            self._open("advance", lambda: self.worker.call("advance", advance_seconds))
+
+    def order_snapshot(self) -> None:
+        """Ask what there is of its groups, once all that it did before is known."""
+        if self.is_up and self.begun is None and not self.calls:
+            self._open("snapshot", lambda: self.worker.call("snapshot"))
+
+    def cut(self) -> None:
+        """Have its sequences put aside until the next weights."""
+        if self.is_up and not self.is_cut:
+            self.is_cut = True
+            self._open("cut", lambda: self.worker.beside("cut"))
+
+    def cancel(self, indices: list[int]) -> None:
+        """Have these groups forgotten."""
+        self.unsent = [request for request in self.unsent if request.index not in indices]
+        for index in indices:
+            self.assigned.pop(index, None)
+        if self.is_up and self.version is not None:
+            self._open(f"cancel {indices}", lambda: self.worker.call("cancel", indices))
+
+    def _open(self, method: str, make: Any) -> None:
+        if method not in self.calls:
+            self.calls[method] = Call(make())
+
+    def answered(self) -> Iterator[tuple[str, Any]]:
+        """(method, result) of the calls that are done, which are then closed. Raises what a call raised."""
+        for method in [method for method, call in self.calls.items() if call.future.done()]:
+            if method in self.calls:  # a death closes all of them
+                yield method, self.calls.pop(method).future.result()
+
+    def collect(self) -> Finished:
+        """Take in what was answered. Raises WorkerDied, or an error that ends the run."""
+        result = Finished()
+        for method, answer in self.answered():
+            if method == "started":
+                self.is_up = True
+            elif method == "load_weights":
+                self.version, self.is_cut = self._loading, False  # perhaps not the newest, which are sent next
+            elif method == "snapshot":
+                self.begun = answer
+            elif method == "advance":
+                result = answer
+                for index in [*(group.index for group in answer.groups), *answer.failed]:
+                    self.assigned.pop(index, None)
+        return result
+
+    def overdue(self, seconds: float) -> str:
+        """The method that it has not answered for so long, or ""."""
+        now = time.monotonic()
+        late = [method for method, call in self.calls.items() if now - call.since > seconds]
+        return late[0].split()[0] if late else ""
+
+    def restart(self) -> None:
+        """Begin anew: without weights, with all groups still to be sent."""
+        self.calls, self.begun = {}, None
+        self.version, self.is_up, self.is_cut = None, False, False
+        self.unsent = sorted(self.assigned.values(), key=lambda request: request.index)
+        self.worker.restart()
+
+    def silence(self, method: str, seconds: float) -> WorkerDied:
+        """The error that stands for a missing answer."""
+        return WorkerDied(
+            f"The driver waited {seconds:g} s for {self.name} to answer {method!r}, and takes it for dead (raise "
+            f"rollout.deadline_seconds if the work is that slow)."
+        )
