@@ -116,7 +116,7 @@ def update_metrics(batches: Sequence[PackedBatch], updates: Sequence[UpdateResul
         "drift/kl_p95": quantile(kls, 0.95),
         "drift/skipped_updates": float(len(batches) - len(stepped)),
         "tokens/trained": float(num_trained(batches, updates)),
-        "staleness/mean": _mean(age_T.tolist()),
+        "staleness/mean": float(age_T.sum() / len(age_T)) if len(age_T) else math.nan,
         "staleness/max": float(age_T.max(initial=0)) if len(age_T) else math.nan,
     }
 

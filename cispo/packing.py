@@ -131,17 +131,17 @@ def _balance(lengths: Sequence[int], max_row_tokens: int, num_ranks: int) -> lis
 def _row(samples: Sequence[Sample], weights: Sequence[float], version: int, total_tokens: int) -> PackedRow:
     lengths = [len(sample.tokens_T) for sample in samples]
     mask_T = np.concatenate([sample.mask_T for sample in samples])
-    weight_T: Floats = np.repeat(np.asarray(weights, dtype=np.float64), lengths).astype(np.float32)
+    weight_T: Floats = np.repeat(np.asarray(weights, dtype=np.float32), lengths)
     version_T = np.concatenate([sample.version_T for sample in samples])
     return PackedRow(
-        tokens_T=np.concatenate([sample.tokens_T for sample in samples]).astype(np.int64),
-        positions_T=np.concatenate([np.arange(length) for length in lengths]).astype(np.int64),
+        tokens_T=np.concatenate([sample.tokens_T for sample in samples]).astype(np.int64, copy=False),
+        positions_T=np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
         cu_seqlens=np.cumsum([0, *lengths]).astype(np.int64),
         mask_T=mask_T,
         behaviour_logp_T=np.concatenate([sample.behaviour_logp_T for sample in samples]),
         advantage_T=np.concatenate([sample.advantage_T for sample in samples]),
-        weight_T=np.where(mask_T, weight_T, 0.0).astype(np.float32),
-        age_T=np.where(version_T >= 0, version - version_T, -1).astype(np.int64),
+        weight_T=np.where(mask_T, weight_T, np.float32(0.0)),
+        age_T=np.where(version_T >= 0, version - version_T, -1).astype(np.int64, copy=False),
         members=tuple((sample.group, sample.member) for sample in samples),
         share=sum(lengths) / total_tokens,
     )

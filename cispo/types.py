@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,15 +87,15 @@ class Trajectory:
     version_T: Ints
     stop_reason: StopReason
 
-    @property
+    @cached_property
     def num_actions(self) -> int:
         """Number of tokens that the policy chose."""
         return int(self.action_mask_T.sum())
 
-    @property
+    @cached_property
     def oldest_version(self) -> int:
         """The oldest policy that sampled one of its tokens; -1 if it has no action."""
-        return int(self.version_T[self.action_mask_T].min(initial=np.iinfo(np.int64).max)) if self.num_actions else -1
+        return int(self.version_T[self.action_mask_T].min()) if self.num_actions else -1
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class Sample:
     advantage_T: Floats
     version_T: Ints
 
-    @property
+    @cached_property
     def num_learnt(self) -> int:
         """Number of tokens in the mask."""
         return int(self.mask_T.sum())

@@ -6,8 +6,8 @@ waiting to be sampled (again), under way, or finished and ready; and each move i
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cispo.protocols import PromptSource
@@ -42,6 +42,7 @@ class Ledger:
         self._waiting: list[Entry] = []
         self._under_way: dict[int, Entry] = {}
         self._ready: dict[int, Entry] = {}
+        self._ready_order: list[tuple[int, int]] = []  # a heap of (version, index)
         self.num_by_version: Counter[int] = Counter()  # of those under way and ready
 
     @property
@@ -58,9 +59,9 @@ class Ledger:
         """A worker has it."""
         return index in self._under_way
 
-    def ready(self) -> Iterator[Entry]:
-        """Finished groups in the order of their draw."""
-        return iter(sorted(self._ready.values(), key=lambda entry: entry.index))
+    def oldest_ready(self) -> Group | None:
+        """Of the finished groups of the oldest version the one that was drawn first."""
+        return self._ready[self._ready_order[0][1]].group if self._ready_order else None
 
     def draw(self, version: int) -> Entry:
         """The next group to sample, under way from now on, with the weights of `version`."""
@@ -78,15 +79,17 @@ class Ledger:
     def finish(self, group: Group) -> None:
         """A worker has finished the group."""
         entry = self._leave(self._under_way, group.index)
-        self._ready[group.index] = Entry(group.index, entry.prompt, group.oldest_version, group=group)
-        self.num_by_version[group.oldest_version] += 1
+        self._put(Entry(group.index, entry.prompt, group.oldest_version, group=group))
 
     def fail(self, index: int) -> Entry:
         """A group under way came to nothing."""
         return self._leave(self._under_way, index)
 
     def take(self, index: int) -> None:
-        """A step has taken a finished group, or dropped it."""
+        """A step has taken the group that `oldest_ready` offered, or dropped it."""
+        if not self._ready_order or self._ready_order[0][1] != index:
+            raise KeyError(index)
+        heapq.heappop(self._ready_order)
         self._leave(self._ready, index)
 
     def overdue(self, oldest_version: int) -> list[int]:
@@ -109,9 +112,16 @@ class Ledger:
         """Go on where `untaken` was taken; those that were under way wait to be sampled on."""
         self.next_index = next_index
         self._waiting = [entry for entry in untaken if entry.group is None]
-        self._under_way = {}
-        self._ready = {entry.index: entry for entry in untaken if entry.group is not None}
-        self.num_by_version = Counter(entry.version for entry in self._ready.values() if entry.version is not None)
+        self._under_way, self._ready, self._ready_order, self.num_by_version = {}, {}, [], Counter()
+        for entry in untaken:
+            if entry.group is not None:
+                self._put(entry)
+
+    def _put(self, entry: Entry) -> None:
+        assert entry.version is not None
+        self._ready[entry.index] = entry
+        heapq.heappush(self._ready_order, (entry.version, entry.index))
+        self.num_by_version[entry.version] += 1
 
     def _leave(self, place: dict[int, Entry], index: int) -> Entry:
         entry = place.pop(index)

@@ -55,6 +55,8 @@ class RolloutService:
         draw: what is asked for.
         config: deadlines and limits; `groups_in_flight` is the number itself here, if max_staleness is above 0.
         in_background: keep the workers busy between the calls, too; for workers that are processes.
+        wait_for: waits for any of the workers' calls as `concurrent.futures.wait` does; another may have a clock of its
+            own.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class RolloutService:
         config: RolloutConfig,
         *,
         in_background: bool = False,
+        wait_for: Callable[..., Any] = wait,
     ) -> None:
         self.draw = draw
         self.config = config
@@ -76,6 +79,7 @@ class RolloutService:
         self._samples: dict[int, Group | str] = {}
         self._may_advance = True
         self._window_began = time.monotonic()
+        self._wait_for = wait_for
         # All of the above is touched with the lock held, by one turn after the other.
         self._changed = threading.Condition(threading.RLock())
         self._wake: Future[None] = Future()
@@ -187,7 +191,7 @@ class RolloutService:
     def _turn_for_ever(self) -> None:
         while not self._is_closed:
             try:
-                self._turn()
+                self.turn()
             except BaseException as error:  # it belongs to whoever waits for the rollouts
                 with self._changed:
                     self._error = error
@@ -199,7 +203,7 @@ class RolloutService:
         self._poke()
         if self._thread is None:
             while not is_true():
-                self._turn()
+                self.turn()
             return
         with self._changed:
             while not is_true():
@@ -213,13 +217,13 @@ class RolloutService:
             wake, self._wake = self._wake, Future()
             wake.set_result(None)
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
         """Order what is due, wait for any answer, take in all that came, and order what is due then."""
         with self._changed:
             self._order()
             calls = [self._wake, *self.pool.open_calls()] if self._thread else self.pool.open_calls()
         if calls:
-            wait(calls, timeout=TURN_SECONDS, return_when=FIRST_COMPLETED)
+            self._wait_for(calls, timeout=TURN_SECONDS, return_when=FIRST_COMPLETED)
         with self._changed:
             self._gather(self.pool.collect())
             self._order()
@@ -240,19 +244,23 @@ class RolloutService:
         intake.add([], num_failed)
         if self.config.overdue == "drop":
             self._drop_overdue(intake)
-        for entry in self._ledger.ready():
-            if not intake.missing:
-                return
-            assert entry.group is not None
-            if self.config.overdue == "drop" or may_be_taken(
-                entry.group.oldest_version,
-                self._ledger.num_by_version,
-                oldest_version=intake.oldest_version,
-                num_missing=intake.missing,
-                groups_per_step=self._groups_per_step,
-            ):
-                self._ledger.take(entry.index)
-                intake.add([entry.group], 0)
+        while intake.missing and (group := self._next_to_take(intake)):
+            self._ledger.take(group.index)
+            intake.add([group], 0)
+
+    def _next_to_take(self, intake: Intake) -> Group | None:
+        """The oldest finished group, if this step may take it; if not, no other may, for the younger can wait longer."""
+        group = self._ledger.oldest_ready()
+        if group is None or self.config.overdue == "drop":
+            return group
+        may_go = may_be_taken(
+            group.oldest_version,
+            self._ledger.num_by_version,
+            oldest_version=intake.oldest_version,
+            num_missing=intake.missing,
+            groups_per_step=self._groups_per_step,
+        )
+        return group if may_go else None
 
     def _drop_overdue(self, intake: Intake) -> None:
         overdue = self._ledger.overdue(intake.oldest_version)

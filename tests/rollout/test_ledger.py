@@ -50,20 +50,16 @@ def test_whatever_finishes_first_no_group_is_ever_too_old_and_none_waits_without
         while num_missing:
             while ledger.num_under_way + ledger.num_ready < num_missing + per_step * staleness:
                 ledger.draw(step)
-            may = [
-                entry
-                for entry in ledger.ready()
-                if may_be_taken(
-                    entry.version,
-                    ledger.num_by_version,
-                    oldest_version=oldest,
-                    num_missing=num_missing,
-                    groups_per_step=per_step,
-                )
-            ]
-            if may:
-                assert may[0].version >= oldest, "a group came too late"
-                ledger.take(may[0].index)
+            ready = ledger.oldest_ready()
+            if ready and may_be_taken(
+                ready.oldest_version,
+                ledger.num_by_version,
+                oldest_version=oldest,
+                num_missing=num_missing,
+                groups_per_step=per_step,
+            ):
+                assert ready.oldest_version >= oldest, "a group came too late"
+                ledger.take(ready.index)
                 num_missing -= chance.random() >= flat  # a flat one is dropped, and another drawn
             else:
                 under_way = [entry for entry in ledger.untaken({}) if entry.group is None]
