@@ -5,9 +5,9 @@
 
 On the virtual clock everything is real but the engines and the learner: the driver's service, pool, ledger and buffer
 run as in training, against workers whose sequences end when their length says so. A worker has `SLOTS` slots, each
-giving a token a tick; lengths are lognormal with the 99th percentile ten times the median, cut at thirty times; an
+giving a token a tick; lengths are lognormal with the 99th percentile ten times the median, which is the window, too; an
 update takes as long as the workers need for a step's tokens when no slot is ever idle, which is where overlap gains
-most and a wrong schedule loses most. `bound` is the time of the slower side alone: max(generation, learning).
+most and a wrong schedule loses most. A step has four waves of sequences for every slot (`--groups-per-worker 16`). `bound` is the time of the slower side alone: max(generation, learning).
 
 The driver alone: trajectories of 4,096 tokens per second through take, credit, packing and metrics, in one process.
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import bisect
+import dataclasses
 import heapq
 import itertools
 import json
@@ -38,14 +39,15 @@ from cispo.describe import describe
 from cispo.packing import pack
 from cispo.types import Group, Prompt, Score, StopReason, Trajectory, Verdict
 from rollout.requests import Finished, GroupRequest
-from rollout.service import Draw, RolloutService
+from rollout.service import Answers, Draw, RolloutService, first_answer
+from rollout.station import Station
 from rollout.worker_pool import RolloutConfig
 
 RESULTS = Path(__file__).parent / "results" / "async.json"
-SLOTS, GROUP_SIZE, MEDIAN = 64, 16, 1000
+SLOTS, GROUP_SIZE, MEDIAN, LONGEST = 64, 16, 1000, 10_000
 SIGMA = float(np.log(10) / 2.326)  # of the logarithm: the 99th percentile is ten times the median
 WORKERS = (8, 32, 128, 512)
-STEPS, WARM_UP = 16, 4
+STEPS, WARM_UP = 8, 4
 
 
 class Clock:
@@ -60,14 +62,15 @@ class Clock:
     def at(self, when: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._events, (when, next(self._ties), act))
 
-    def wait(self, calls: Sequence[Future[Any]], timeout: float, return_when: str) -> None:
-        """As concurrent.futures.wait: until any call is done, or the learner is (`until`)."""
-        while not any(call.done() for call in calls):
+    def wait_for(self, answers: Answers, seconds: float) -> set[Station]:
+        """As `first_answer`, but until there is one or the learner is done (`until`)."""
+        while answers.empty():
             if not self._events or self._events[0][0] > self.until:
-                self.now = self.until
-                return
+                self.now = min(self.until, self._events[0][0]) if self._events else self.until
+                return set()
             self.now, _, act = heapq.heappop(self._events)
             act()
+        return first_answer(answers, 0)
 
 
 class Worker:
@@ -77,6 +80,7 @@ class Worker:
         self.name = name
         self._clock, self._lengths = clock, lengths
         self._free_at = [0.0] * SLOTS  # a heap
+        self._seq_ends: list[float] = []  # a heap
         self._loads: list[tuple[float, int]] = []
         self._ends: list[tuple[float, float, GroupRequest]] = []  # a heap of (end, begin, group)
         self.busy = 0.0
@@ -106,6 +110,7 @@ class Worker:
                 begins.append(begin)
                 ends.append(begin + float(length))
                 heapq.heappush(self._free_at, ends[-1])
+                heapq.heappush(self._seq_ends, ends[-1])
                 self.busy += float(length)
             heapq.heappush(self._ends, (max(ends), request.index, min(begins), request))
         return self._answer(None)
@@ -118,10 +123,12 @@ class Worker:
             while self._ends and self._ends[0][0] <= self._clock.now:
                 _, _, begin, request = heapq.heappop(self._ends)
                 groups.append(self._group(request, begin))
-            future.set_result(Finished(tuple(groups), num_steps=1))
+            while self._seq_ends and self._seq_ends[0] <= self._clock.now:
+                heapq.heappop(self._seq_ends)
+            future.set_result(Finished(tuple(groups), num_steps=1, num_left=len(self._seq_ends)))
 
         soonest = self._ends[0][0] if self._ends else self._clock.now
-        self._clock.at(max(self._clock.now, soonest), report)
+        self._clock.at(min(max(self._clock.now, soonest), self._clock.now + seconds), report)
         return future
 
     def _group(self, request: GroupRequest, begin: float) -> Group:
@@ -142,11 +149,14 @@ class Worker:
         return future
 
 
+PROMPT = Prompt("p", "chain", "x", (1,), "y")
+
+
 class Prompts:
     """An endless stream of one prompt."""
 
     def next(self) -> Prompt:
-        return Prompt("p", "chain", "x", (1,), "y")
+        return PROMPT
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -158,7 +168,7 @@ class Prompts:
 def lengths_of(request: GroupRequest) -> np.ndarray:
     """Ticks of each member of a group: the same in every run, whoever samples it."""
     random = np.random.default_rng(request.index)
-    return np.minimum(MEDIAN * np.exp(SIGMA * random.standard_normal(GROUP_SIZE)), 30 * MEDIAN)
+    return np.minimum(MEDIAN * np.exp(SIGMA * random.standard_normal(GROUP_SIZE)), LONGEST)
 
 
 def simulate(num_workers: int, staleness: int, groups_per_worker: int) -> dict[str, Any]:
@@ -166,11 +176,11 @@ def simulate(num_workers: int, staleness: int, groups_per_worker: int) -> dict[s
     clock = Clock()
     workers = [Worker(f"rollout-{i}", clock, lengths_of) for i in range(num_workers)]
     groups_per_step = groups_per_worker * num_workers
-    mean = MEDIAN * float(np.exp(SIGMA**2 / 2))
+    mean = statistics.mean(float(lengths_of(GroupRequest(i, PROMPT, GROUP_SIZE, 0, LONGEST)).mean()) for i in range(1000))
     learning = groups_per_worker * GROUP_SIZE * mean / SLOTS
-    config = RolloutConfig(groups_in_flight=SLOTS // GROUP_SIZE + 1, draw_limit=1.0)
-    draw = Draw(seed=1, group_size=GROUP_SIZE, max_new_tokens=30 * MEDIAN, max_staleness=staleness)
-    service = RolloutService(workers, Prompts(), draw, config, wait_for=clock.wait)
+    config = RolloutConfig(in_flight=SLOTS + GROUP_SIZE, draw_limit=1.0, advance_seconds=MEDIAN / 10)
+    draw = Draw(seed=1, group_size=GROUP_SIZE, max_new_tokens=LONGEST, max_staleness=staleness)
+    service = RolloutService(workers, Prompts(), draw, config, wait_for=clock.wait_for)
     waited, ages, began = 0.0, [], (0.0, 0.0)
     service.load_weights("package", 0)
     for step in range(WARM_UP + STEPS):
@@ -184,9 +194,7 @@ def simulate(num_workers: int, staleness: int, groups_per_worker: int) -> dict[s
         clock.until = clock.now + learning
         while clock.now < clock.until:
             service.turn()
-            if not service.pool.open_calls():
-                clock.now = clock.until
-        clock.until = float("inf")
+        clock.until = float("inf")  # loading new weights takes no time
         service.load_weights("package", step + 1)
     seconds = clock.now - began[0]
     busy = sum(worker.busy for worker in workers) - began[1]
@@ -231,16 +239,16 @@ class Ready:
         random = np.random.default_rng(0)
         tokens = 4096
         mask = np.arange(tokens) >= 64
-        self._trajectories = tuple(
+        self._trajectories = [
             Trajectory(
                 token_ids_T=random.integers(0, 1000, tokens),
-                action_mask_T=mask,
+                action_mask_T=mask.copy(),
                 behaviour_logp_T=np.where(mask, -1.0, 0.0).astype(np.float32),
                 version_T=np.where(mask, 0, -1),
                 stop_reason=StopReason.STOP,
             )
-            for _ in range(GROUP_SIZE)
-        )
+            for _ in range(2 * GROUP_SIZE)
+        ]
         self._scores = tuple(Score(float(i % 2), bool(i % 2), {"answer": float(i % 2)}, Verdict.CORRECT) for i in range(GROUP_SIZE))
 
     def started(self) -> Future[int]:
@@ -269,7 +277,13 @@ class Ready:
 
     def advance(self, seconds: float) -> Finished:
         queue, self._queue = self._queue, []
-        return Finished(tuple(Group(r.index, r.prompt, self._trajectories, self._scores) for r in queue), num_steps=1)
+        return Finished(tuple(self._group(request) for request in queue), num_steps=1)
+
+    def _group(self, request: GroupRequest) -> Group:
+        """New objects, as they would come from another process, over arrays that take turns."""
+        first = request.index % 2 * GROUP_SIZE
+        mine = self._trajectories[first : first + GROUP_SIZE]
+        return Group(request.index, request.prompt, tuple(map(dataclasses.replace, mine)), self._scores)
 
 
 def driver_alone(num_steps: int = 5, groups_per_step: int = 128) -> dict[str, Any]:
@@ -333,7 +347,7 @@ def embedded() -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="store_true", help="also train the embedded default three times")
-    parser.add_argument("--groups-per-worker", type=int, default=4, help="groups of a step per worker")
+    parser.add_argument("--groups-per-worker", type=int, default=16, help="groups of a step per worker")
     arguments = parser.parse_args()
     result = {"machine": machine(), "fleet": fleet(arguments.groups_per_worker), "driver": driver_alone()}
     if arguments.run:

@@ -198,8 +198,8 @@ def place_workers(config: RunConfig, place: Place, sandboxes: SandboxActors | No
 def make_service(config: RunConfig, data: Data, workers: list[Handle]) -> RolloutService:
     """The driver's side of the rollouts."""
     draw = Draw(config.seed, config.group_size, config.sampling.max_new_tokens, config.max_staleness)
-    in_flight = config.rollout.groups_in_flight or config.engine.num_slots // config.group_size + 1
-    rollout = dataclasses.replace(config.rollout, groups_in_flight=in_flight)
+    in_flight = config.rollout.in_flight or config.engine.num_slots + config.group_size
+    rollout = dataclasses.replace(config.rollout, in_flight=in_flight)
     in_background = config.max_staleness > 0 and config.cluster.kind != "inline"
     return RolloutService(workers, data.prompts, draw, rollout, in_background=in_background)
 

@@ -48,9 +48,11 @@ class Finished:
         failed: index of each group that came to nothing, with the reason.
         num_steps: decode steps made: a worker that makes none and finishes none is stuck.
         busy_seconds: how long it was sampling; the rest of the time it waited for scores or for work.
+        num_left: trajectories that it still has to sample.
     """
 
     groups: tuple[Group, ...] = ()
     failed: Mapping[int, str] = field(default_factory=dict)
     num_steps: int = 0
     busy_seconds: float = 0.0
+    num_left: int = 0

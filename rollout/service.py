@@ -14,9 +14,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from cispo.protocols import PromptSource
@@ -27,13 +27,27 @@ from rollout.ledger import Ledger
 from rollout.ledger_file import read_ledger, write_ledger
 from rollout.requests import Finished, GroupRequest
 from rollout.seeding import stable_rng
-from rollout.station import Weights, WorkerHandle
+from rollout.station import Station, Weights, WorkerHandle
 from rollout.worker_pool import RolloutConfig, WorkerPool
 
 log = logging.getLogger(__name__)
 
 TURN_SECONDS = 1.0
 """How long a turn waits, at most, before deadlines are looked at again."""
+
+Answers = SimpleQueue[Station | None]
+WaitFor = Callable[[Answers, float], set[Station]]
+
+
+def first_answer(answers: Answers, seconds: float) -> set[Station]:
+    """Wait for an answer and take all that are there; none after so many seconds. None in the queue only wakes."""
+    answered = set()
+    try:
+        answered.add(answers.get(timeout=seconds))
+        while True:
+            answered.add(answers.get_nowait())
+    except Empty:
+        return {station for station in answered if station is not None}
 
 
 @dataclass(frozen=True)
@@ -53,10 +67,9 @@ class RolloutService:
         workers: at least one.
         prompts: the training stream.
         draw: what is asked for.
-        config: deadlines and limits; `groups_in_flight` is the number itself here, if max_staleness is above 0.
+        config: deadlines and limits; `in_flight` is the number itself here, if max_staleness is above 0.
         in_background: keep the workers busy between the calls, too; for workers that are processes.
-        wait_for: waits for any of the workers' calls as `concurrent.futures.wait` does; another may have a clock of its
-            own.
+        wait_for: waits until the queue of answers has one, or so many seconds; another may have a clock of its own.
     """
 
     def __init__(
@@ -67,7 +80,7 @@ class RolloutService:
         config: RolloutConfig,
         *,
         in_background: bool = False,
-        wait_for: Callable[..., Any] = wait,
+        wait_for: WaitFor = first_answer,
     ) -> None:
         self.draw = draw
         self.config = config
@@ -80,9 +93,9 @@ class RolloutService:
         self._may_advance = True
         self._window_began = time.monotonic()
         self._wait_for = wait_for
+        self._look_again_at = 0.0
         # All of the above is touched with the lock held, by one turn after the other.
         self._changed = threading.Condition(threading.RLock())
-        self._wake: Future[None] = Future()
         self._error: BaseException | None = None
         self._is_closed = False
         self._thread: threading.Thread | None = None
@@ -133,7 +146,7 @@ class RolloutService:
         starting gets them before its first group.
         """
         with self._changed:
-            self.pool.weights = Weights(package, version)
+            self.pool.publish(Weights(package, version))
         self._wait_until(lambda: self.pool.have_weights(also_starting=not self.draw.max_staleness))
 
     def save(self, folder: Path) -> None:
@@ -213,27 +226,29 @@ class RolloutService:
 
     def _poke(self) -> None:
         """There is something new to do: end the wait of the turn under way."""
-        with self._changed:
-            wake, self._wake = self._wake, Future()
-            wake.set_result(None)
+        if self._thread:
+            self.pool.answers.put(None)
 
     def turn(self) -> None:
         """Order what is due, wait for any answer, take in all that came, and order what is due then."""
         with self._changed:
             self._order()
-            calls = [self._wake, *self.pool.open_calls()] if self._thread else self.pool.open_calls()
-        if calls:
-            self._wait_for(calls, timeout=TURN_SECONDS, return_when=FIRST_COMPLETED)
+        answered = self._wait_for(self.pool.answers, TURN_SECONDS)
         with self._changed:
-            self._gather(self.pool.collect())
+            self._gather(self.pool.collect(answered))
+            if time.monotonic() > self._look_again_at:
+                self._look_again_at = time.monotonic() + min(TURN_SECONDS, self.config.deadline_seconds / 10)
+                self.pool.check_deadlines()
             self._order()
             self._changed.notify_all()
 
     def _order(self) -> None:
-        if self._may_advance:
-            self._fill()
-            self._draw()
-        self.pool.order(may_advance=self._may_advance)
+        if not self._may_advance:
+            self.pool.order_snapshots()
+            return
+        self._fill()
+        self._draw()
+        self.pool.order()
 
     def _fill(self) -> None:
         """Give the step's intake what is ready, oldest draw first, and what may go now; the rest waits."""
@@ -249,7 +264,7 @@ class RolloutService:
             intake.add([group], 0)
 
     def _next_to_take(self, intake: Intake) -> Group | None:
-        """The oldest finished group, if this step may take it; if not, no other may, for the younger can wait longer."""
+        """The oldest finished group, if this step may take it; if not, no other may: the younger can wait longer."""
         group = self._ledger.oldest_ready()
         if group is None or self.config.overdue == "drop":
             return group
@@ -274,8 +289,8 @@ class RolloutService:
         ahead = self._groups_per_step * self.draw.max_staleness
         if ahead:
             room = missing + ahead - self._ledger.num_under_way - self._ledger.num_ready
-            while room > 0 and (station := self.pool.least_loaded(self.config.groups_in_flight)):
-                station.give(self._next_request())
+            while room > 0 and (station := self.pool.least_loaded(self.config.in_flight)):
+                self.pool.give(station, self._next_request())
                 room -= 1
         elif not self._ledger.num_under_way:
             self.pool.spread([self._next_request() for _ in range(missing)])

@@ -9,7 +9,7 @@ one that missed a version and one that is up to date need no code of their own.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -55,51 +55,53 @@ class Call:
     since: float = field(default_factory=time.monotonic)
 
 
-@dataclass
+@dataclass(eq=False)
 class Station:
     """See the head of the file.
 
     Attributes:
         worker: the worker.
+        on_answer: called with this station, from any thread, when some call is done.
         assigned: what it has to do, by index; `unsent` are those of them that it was not told of yet.
         version: of its weights; None before the first.
         is_up: it has answered since it was (re)started.
         is_cut: its sequences are put aside until the next weights.
         is_leaving: it gets nothing more, and goes when it is done.
+        num_left: trajectories that it still has to sample, as far as is known here.
         calls: the open calls by method.
         begun: what it had of its groups when it was asked for a snapshot; None before it answered.
     """
 
     worker: WorkerHandle
+    on_answer: Callable[[Station], None]
     assigned: dict[int, GroupRequest] = field(default_factory=dict)
     unsent: list[GroupRequest] = field(default_factory=list)
     version: int | None = None
     is_up: bool = False
     is_cut: bool = False
     is_leaving: bool = False
+    num_left: int = 0
     calls: dict[str, Call] = field(default_factory=dict)
     begun: dict[int, Begun] | None = None
     _loading: int | None = None
+    _given_since: int = 0  # trajectories that the report under way cannot count
 
     @property
     def name(self) -> str:
         """The worker's."""
         return self.worker.name
 
-    @property
-    def num_samples(self) -> int:
-        """Trajectories of the groups that it has to do: its load."""
-        return sum(request.num_samples for request in self.assigned.values())
-
     def give(self, request: GroupRequest) -> None:
         """Add to what it has to do."""
         self.assigned[request.index] = request
         self.unsent.append(request)
+        self.num_left += request.num_samples
+        self._given_since += request.num_samples
 
     def take_back(self) -> list[GroupRequest]:
         """Everything that it had to do, in the order of the draw, and no longer has."""
         requests = sorted(self.assigned.values(), key=lambda request: request.index)
-        self.assigned, self.unsent = {}, []
+        self.assigned, self.unsent, self.num_left = {}, [], 0
         return requests
 
     def has_weights(self, weights: Weights | None) -> bool:
@@ -119,7 +121,8 @@ class Station:
         if self.unsent and "submit" not in self.calls:
             requests, self.unsent = self.unsent, []
             self._open("submit", lambda: self.worker.call("submit", requests))
-        if self.assigned and not self.is_cut:
+        if self.assigned and not self.is_cut and "advance" not in self.calls:
+            self._given_since = sum(request.num_samples for request in self.unsent)
             self._open("advance", lambda: self.worker.call("advance", advance_seconds))
 
     def order_snapshot(self) -> None:
@@ -141,9 +144,10 @@ class Station:
         if self.is_up and self.version is not None:
             self._open(f"cancel {indices}", lambda: self.worker.call("cancel", indices))
 
-    def _open(self, method: str, make: Any) -> None:
+    def _open(self, method: str, make: Callable[[], Future[Any]]) -> None:
         if method not in self.calls:
-            self.calls[method] = Call(make())
+            call = self.calls[method] = Call(make())
+            call.future.add_done_callback(lambda _: self.on_answer(self))
 
     def answered(self) -> Iterator[tuple[str, Any]]:
         """(method, result) of the calls that are done, which are then closed. Raises what a call raised."""
@@ -163,6 +167,7 @@ class Station:
                 self.begun = answer
             elif method == "advance":
                 result = answer
+                self.num_left = answer.num_left + self._given_since
                 for index in [*(group.index for group in answer.groups), *answer.failed]:
                     self.assigned.pop(index, None)
         return result
@@ -178,6 +183,7 @@ class Station:
         self.calls, self.begun = {}, None
         self.version, self.is_up, self.is_cut = None, False, False
         self.unsent = sorted(self.assigned.values(), key=lambda request: request.index)
+        self.num_left = sum(request.num_samples for request in self.unsent)
         self.worker.restart()
 
     def silence(self, method: str, seconds: float) -> WorkerDied:

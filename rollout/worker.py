@@ -91,9 +91,14 @@ class _GroupUnderWay:
         self.scores: dict[int, Future[Score]] = {}
 
     @property
+    def num_left(self) -> int:
+        """Members that have not ended."""
+        return self.request.num_samples - len(self.trajectories)
+
+    @property
     def is_sampled(self) -> bool:
         """All members have ended, whether they are scored or not."""
-        return len(self.trajectories) == self.request.num_samples
+        return self.num_left == 0
 
     @property
     def is_done(self) -> bool:
@@ -168,7 +173,8 @@ class RolloutWorker:
             groups += done
             if done:
                 end = min(end, time.monotonic() + REPORT_SECONDS)
-        return Finished(tuple(groups), failed, num_steps, busy_seconds)
+        num_left = sum(group.num_left for group in self._under_way.values())
+        return Finished(tuple(groups), failed, num_steps, busy_seconds, num_left)
 
     def load_weights(self, package: WeightPackage, version: int) -> None:
         """Take the weights of `version` if they arrived whole; raises WeightSyncError and keeps the old ones if not.

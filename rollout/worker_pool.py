@@ -1,6 +1,7 @@
 """The workers of a run: who gets which group, and what becomes of those that die, fall silent, join or leave.
 
-Nothing here waits: the service does, with `open_calls` in hand.
+Nothing here waits: a worker's answer puts its station into a queue, which the service reads. Only stations that
+answered, or that something is new for, are looked at, so a turn costs as much as its events and not as the fleet.
 """
 
 from __future__ import annotations
@@ -8,9 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from queue import SimpleQueue
 
 from cispo.errors import ConfigError, DeadlineExceeded, WorkerDied
 from cispo.types import Group
@@ -32,8 +32,8 @@ class RolloutConfig:
         deadline_seconds: how long the driver waits for an answer of a worker, and for any sign of progress.
         max_restarts: workers restarted in one run before it is stopped.
         advance_seconds: how long a worker works before it reports, if nothing was finished before.
-        groups_in_flight: with max_staleness above 0, groups that a worker has at a time; 0 is one more than its
-            engine has slots for.
+        in_flight: with max_staleness above 0, trajectories that a worker has at a time: it is given another group
+            when fewer are left to sample. 0 is as many as its engine has slots, and a group more.
         on_new_weights: "continue" samples on while the learner learns, and new weights reach sequences between two
             tokens; "cut" puts them aside when a step has what it needs, until the next weights are there.
         overdue: with max_staleness above 0, what a step does about a group that would be too old for the next one:
@@ -44,7 +44,7 @@ class RolloutConfig:
     deadline_seconds: float = 600.0
     max_restarts: int = 8
     advance_seconds: float = 1.0
-    groups_in_flight: int = 0
+    in_flight: int = 0
     on_new_weights: str = "continue"
     overdue: str = "wait"
 
@@ -54,12 +54,12 @@ class RolloutConfig:
             self.draw_limit < 1.0
             or self.deadline_seconds <= 0.0
             or self.advance_seconds <= 0.0
-            or min(self.max_restarts, self.groups_in_flight) < 0
+            or min(self.max_restarts, self.in_flight) < 0
         ):
             faults.append(
                 f"rollout needs draw_limit >= 1, positive deadline_seconds and advance_seconds, max_restarts >= 0 and "
-                f"groups_in_flight >= 0; got {self.draw_limit:g}, {self.deadline_seconds:g}, "
-                f"{self.advance_seconds:g}, {self.max_restarts} and {self.groups_in_flight}."
+                f"in_flight >= 0; got {self.draw_limit:g}, {self.deadline_seconds:g}, "
+                f"{self.advance_seconds:g}, {self.max_restarts} and {self.in_flight}."
             )
         for name, choices in (("on_new_weights", ON_NEW_WEIGHTS), ("overdue", OVERDUE)):
             if getattr(self, name) not in choices:
@@ -79,28 +79,43 @@ class WorkerPool:
     """
 
     def __init__(self, workers: Sequence[WorkerHandle], config: RolloutConfig, *, moves_groups: bool = False) -> None:
-        self.stations = [Station(worker) for worker in workers]
+        self.answers: SimpleQueue[Station | None] = SimpleQueue()
+        self.stations: list[Station] = []
         self.weights: Weights | None = None
         self.num_restarts = 0
         self.busy_seconds = 0.0
         self._config = config
         self._moves_groups = moves_groups
+        self._to_order: set[Station] = set()
         self._last_progress = time.monotonic()
+        for worker in workers:
+            self.add(worker)
+
+    def add(self, worker: WorkerHandle) -> None:
+        """Another worker, which begins when it has started and has weights."""
+        station = Station(worker, lambda station: self.answers.put(station))
+        self.stations.append(station)
+        self._to_order.add(station)
+
+    def publish(self, weights: Weights) -> None:
+        """From now on every worker should have these."""
+        self.weights = weights
+        self._to_order.update(self.stations)
+
+    def give(self, station: Station, request: GroupRequest) -> None:
+        """One more group for that worker."""
+        station.give(request)
+        self._to_order.add(station)
 
     def spread(self, requests: Sequence[GroupRequest]) -> None:
         """Each request to the worker with the fewest groups, whether it is up or not."""
         for request in requests:
-            min(self._staying(), key=lambda station: len(station.assigned)).give(request)
+            self.give(min(self._staying(), key=lambda station: len(station.assigned)), request)
 
     def least_loaded(self, most: int) -> Station | None:
-        """The worker with the least to sample of those that are up and have fewer than `most` groups."""
-        able = [s for s in self._staying() if s.is_up and s.version is not None and len(s.assigned) < most]
-        return min(able, key=lambda station: station.num_samples, default=None)
-
-    def add(self, worker: WorkerHandle) -> None:
-        """Another worker, which begins when it has started and has weights."""
-        log.info("%s joins", worker.name)
-        self.stations.append(Station(worker))
+        """The worker with the fewest trajectories to sample of those that are up and have fewer than `most`."""
+        able = [s for s in self._staying() if s.num_left < most and s.is_up and s.version is not None]
+        return min(able, key=lambda station: station.num_left, default=None)
 
     def retire(self, name: str) -> None:
         """That worker gets nothing more and goes when it has finished what it has."""
@@ -108,46 +123,48 @@ class WorkerPool:
         for station in self.stations:
             station.is_leaving |= station.name == name
 
-    def order(self, *, may_advance: bool = True) -> None:
+    def order(self) -> None:
         """Open every call that is due."""
+        for station in self._to_order:
+            station.order(self.weights, self._config.advance_seconds)
+        self._to_order.clear()
+
+    def order_snapshots(self) -> None:
+        """Open only calls that ask what there is; `order` goes on afterwards."""
         for station in self.stations:
-            if may_advance:
-                station.order(self.weights, self._config.advance_seconds)
-            else:
-                station.order_snapshot()
+            station.order_snapshot()
+        self._to_order.update(self.stations)
 
-    def open_calls(self) -> list[Future[Any]]:
-        """What there is to wait for."""
-        return [call.future for station in self.stations for call in station.calls.values()]
+    def collect(self, answered: Iterable[Station]) -> Finished:
+        """What these workers have finished; the dead are restarted.
 
-    def collect(self) -> Finished:
-        """What the workers have finished. The dead and the silent are restarted.
-
-        Raises WorkerDied when too many were, DeadlineExceeded when the living make no progress, and whatever else a
-        worker raised.
+        Raises WorkerDied when too many were, and whatever else a worker raised.
         """
         groups: list[Group] = []
         failed: dict[int, str] = {}
-        num_steps = 0
-        for station in list(self.stations):
+        for station in answered:
+            self._to_order.add(station)
+            was_up = station.is_up
             try:
-                late = station.overdue(self._config.deadline_seconds)
-                if late and not self._can_do_without(station, late):
-                    raise station.silence(late, self._config.deadline_seconds)
-                was_up = station.is_up
                 finished = station.collect()
             except WorkerDied as error:
                 self._recover(station, error)
                 continue
             groups += finished.groups
             failed |= finished.failed
-            num_steps += finished.num_steps
             self.busy_seconds += finished.busy_seconds
-            if num_steps or finished.groups or finished.failed or was_up != station.is_up:
+            if finished.num_steps or finished.groups or finished.failed or was_up != station.is_up:
                 self._last_progress = time.monotonic()
             self._let_go(station)
+        return Finished(tuple(groups), failed)
+
+    def check_deadlines(self) -> None:
+        """Restart the silent. Raises WorkerDied if too many were, DeadlineExceeded if the others get nowhere."""
+        for station in list(self.stations):
+            late = station.overdue(self._config.deadline_seconds)
+            if late and not self._can_do_without(station, late):
+                self._recover(station, station.silence(late, self._config.deadline_seconds))
         self._check_progress()
-        return Finished(tuple(groups), failed, num_steps)
 
     def have_weights(self, *, also_starting: bool) -> bool:
         """Every worker samples with the newest weights; those that are starting will, and count if asked for."""
@@ -159,6 +176,7 @@ class WorkerPool:
         """Have everything put aside until the next weights."""
         for station in self.stations:
             station.cut()
+            self._to_order.add(station)
 
     def cancel(self, indices: Iterable[int]) -> None:
         """Have these groups forgotten."""
@@ -166,6 +184,7 @@ class WorkerPool:
             mine = [index for index in indices if index in station.assigned]
             if mine:
                 station.cancel(mine)
+                self._to_order.add(station)
 
     def has_snapshot(self) -> bool:
         """Every worker that is up has said what it has of its groups."""
@@ -188,6 +207,7 @@ class WorkerPool:
     def _let_go(self, station: Station) -> None:
         if station.is_leaving and not station.assigned and len(self.stations) > 1:
             self.stations.remove(station)
+            self._to_order.discard(station)
             station.worker.stop()
             log.info("%s has left", station.name)
 
@@ -206,10 +226,11 @@ class WorkerPool:
         log.warning("%s It is restarted; %d groups that it had are sampled again.", error, len(station.assigned))
         requests = station.take_back() if self._moves_groups else []
         station.restart()
+        self._to_order.add(station)
         self._last_progress = time.monotonic()
         others = [other for other in self._staying() if other is not station and other.is_up]
         for request in requests:
-            min(others or [station], key=lambda other: other.num_samples).give(request)
+            self.give(min(others or [station], key=lambda other: other.num_left), request)
 
     def _check_progress(self) -> None:
         busy = {station.name: len(station.assigned) for station in self.stations if station.assigned}

@@ -113,7 +113,7 @@ def differs(group):
 
 def service_of(*workers, prompts=None, staleness=0, **config):
     draw = Draw(seed=1, group_size=2, max_new_tokens=8, max_staleness=staleness)
-    service = RolloutService(workers, prompts or Counter(), draw, RolloutConfig(**{"groups_in_flight": 99} | config))
+    service = RolloutService(workers, prompts or Counter(), draw, RolloutConfig(**{"in_flight": 99} | config))
     service.load_weights("package", 0)
     return service
 
