@@ -18,6 +18,8 @@ from cispo.timer import Timer
 from cispo.trainer import Parts, TrainerConfig, train
 from cispo.types import Harvest, Progress, Score, Verdict
 from model.mismatch import KINDS
+from rollout.service import Draw, RolloutService
+from rollout.worker_pool import RolloutConfig
 
 TASKS, REWARD_PARTS = ("chain", "program"), ("answer", "length")
 METRICS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().split("## A line of rollouts")[0]
@@ -40,6 +42,9 @@ class Rollouts:
         groups = tuple(self.make(TASKS[i % 2], oldest_version + 1) for i in range(num_groups))
         assert all(keep(group) for group in groups)
         return Harvest(groups, {}, len(groups), groups)
+
+    def metrics(self):
+        return RolloutService([], None, Draw(seed=1, group_size=2, max_new_tokens=8), RolloutConfig()).metrics()
 
     def sample(self, prompts, *, num_samples, greedy):
         return [self.make(prompt.task, 0) for prompt in prompts]
