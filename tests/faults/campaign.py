@@ -8,6 +8,7 @@ a person would. In the end every prompt that was drawn has been trained on once 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -158,17 +159,13 @@ def command_line(pid: int) -> str:
 
 
 def _signal(pid: int, which: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, which)
-    except ProcessLookupError:
-        pass
 
 
 def _kill_session(pid: int) -> None:
     """End whatever a driver left behind; Ray's own processes have its session, too."""
     for other in [other for other in session_of(pid) if other != pid]:
         _signal(other, signal.SIGKILL)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
