@@ -67,7 +67,7 @@ def length_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "response_length/p90": quantile(lengths, 0.9),
         "response_length/p99": quantile(lengths, 0.99),
         "response_length/max": max(lengths, default=math.nan),
-        "response_length/truncated_fraction": _mean([t.stop_reason is StopReason.LENGTH for t in trajectories]),
+        "response_length/truncated_fraction": _mean([t.stop_reason.is_truncated for t in trajectories]),
     }
 
 

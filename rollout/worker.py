@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cispo.errors import ConfigError, InvalidRequest
 from cispo.protocols import Scorer
 from cispo.schedule import Schedule, check_schedule
 from cispo.types import Group, Prompt, Score, Trajectory
-from rollout.engine import Completion, Engine, Request
-from rollout.episode import response_text_ids, single_turn
+from rollout.engine import Engine, Request
+from rollout.episode import response_text_ids
+from rollout.episodes import EndedEpisode, Episodes, Setting
 from rollout.receiver import WeightPackage, verified
 from rollout.sampling import Sampling
 
@@ -135,11 +137,13 @@ class RolloutWorker:
         scorer: Scorer,
         decode: Callable[[Sequence[int]], str],
         sampling: Sampling,
+        setting: Setting | None = None,
     ) -> None:
         self.engine = engine
         self.scorer = scorer
         self.decode = decode
         self.sampling = sampling
+        self._episodes = Episodes(engine, decode, setting)
         self._under_way: dict[str, _GroupUnderWay] = {}
         self._refused: dict[int, str] = {}
 
@@ -147,7 +151,7 @@ class RolloutWorker:
         """Queue groups; a request that the engine refuses is reported by the next `advance`."""
         for request in requests:
             try:
-                self.engine.submit([self._engine_request(request)])
+                self._episodes.begin(self._engine_request(request), request.prompt)
             except InvalidRequest as error:
                 self._refused[request.index] = str(error)
             else:
@@ -164,10 +168,12 @@ class RolloutWorker:
         while self._under_way and time.monotonic() < end:
             if self.engine.has_work:
                 num_steps += 1
-                for completion in self.engine.step():
-                    self._begin_to_score(completion, failed)
+                ended = [episode for turn in self.engine.step() for episode in self._episodes.after_turn(turn)]
             else:
-                self._wait_for_a_score(end)
+                self._wait_for_others(end)
+                ended = []
+            for episode in [*ended, *self._episodes.go_on()]:
+                self._begin_to_score(episode, failed)
             groups += self._take_done()
         return Finished(tuple(groups), failed, num_steps)
 
@@ -176,7 +182,8 @@ class RolloutWorker:
         self.engine.load_weights(verified(package, expected_version=version), version)
 
     def close(self) -> None:
-        """End the scorer's helper processes."""
+        """End the environment and the scorer's helper processes."""
+        self._episodes.close()
         self.scorer.close()
 
     def _engine_request(self, request: GroupRequest) -> Request:
@@ -185,25 +192,28 @@ class RolloutWorker:
             sampling = replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
         return Request(str(request.index), request.prompt.token_ids, request.num_samples, request.seed, sampling)
 
-    def _begin_to_score(self, completion: Completion, failed: dict[int, str]) -> None:
-        group = self._under_way.get(completion.request_id)
+    def _begin_to_score(self, episode: EndedEpisode, failed: dict[int, str]) -> None:
+        group = self._under_way.get(episode.group)
         if group is None:
             return  # another member failed before
-        if completion.failed:
-            failed[group.request.index] = completion.failed
-            self.engine.cancel([completion.request_id])
-            del self._under_way[completion.request_id]
+        if episode.trajectory is None:
+            failed[group.request.index] = episode.failed
+            self._episodes.forget(episode.group)
+            del self._under_way[episode.group]
             return
         prompt = group.request.prompt
-        trajectory = single_turn(prompt, completion)
-        group.trajectories[completion.member] = trajectory
-        text = self.decode(response_text_ids(trajectory, prompt))
-        group.scores[completion.member] = self.scorer.submit(prompt, trajectory, text)
+        group.trajectories[episode.member] = episode.trajectory
+        text = self.decode(response_text_ids(episode.trajectory, prompt))
+        group.scores[episode.member] = self.scorer.submit(prompt, episode.trajectory, text)
 
-    def _wait_for_a_score(self, end: float) -> None:
-        pending = [score for group in self._under_way.values() for score in group.scores.values() if not score.done()]
+    def _wait_for_others(self, end: float) -> None:
+        """Until a score or an environment's answer comes, or an episode is over its time."""
+        scores = [score for group in self._under_way.values() for score in group.scores.values()]
+        pending: list[Future[Any]] = [future for future in scores if not future.done()]
+        pending += self._episodes.pending
         if pending:
-            wait(pending, timeout=max(0.0, end - time.monotonic()), return_when=FIRST_COMPLETED)
+            timeout = min(end, self._episodes.next_deadline) - time.monotonic()
+            wait(pending, timeout=max(0.0, timeout), return_when=FIRST_COMPLETED)
 
     def _take_done(self) -> list[Group]:
         done = [name for name, group in self._under_way.items() if group.is_done]
