@@ -121,6 +121,11 @@ class Trajectory:
         return int(self.action_mask_T.sum())
 
     @property
+    def num_turns(self) -> int:
+        """How often the policy wrote: once, and again after each observation that it was shown."""
+        return 1 + sum(span.stop > span.start for span in self.observations)
+
+    @property
     def oldest_version(self) -> int:
         """The oldest policy that sampled one of its tokens; -1 if it has no action."""
         return int(self.version_T[self.action_mask_T].min(initial=np.iinfo(np.int64).max)) if self.num_actions else -1

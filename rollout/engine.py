@@ -373,11 +373,9 @@ class HybridEngine:
     def _read_prompts(self, entries: list[tuple[_Group, list[int]]]) -> Iterator[Tensor]:
         """Read each group's prompt, or what its state lacks of it, into its first slot; the logits_V after each."""
         unread = [(group, slots[0]) for group, slots in entries if group.prompt is None]
-        whole = iter(
-            self._reader.read([(group.request.token_ids, slot) for group, slot in unread if not group.reading])
-        )
+        wholes = [(group.request.token_ids, slot) for group, slot in unread if not group.reading]
         rests = [(group.request.token_ids, slot, group.reading) for group, slot in unread if group.reading]
-        rest = iter(self._reader.read_rest(rests))
+        whole, rest = iter(self._reader.read(wholes)), iter(self._reader.read_rest(rests))
         logits = [next(rest) if group.reading else next(whole) for group, _ in unread]
         for group, _ in unread:
             group.reading = {}

@@ -272,7 +272,7 @@ class Episodes:
 
 
 def turn_seed(seed: int, member: int, turn: int) -> int:
-    """The seed of a later turn of one member; the first turn has the group's own, and the engine tells members apart."""
+    """The seed of a later turn of one member; the first has the group's own, and the engine tells members apart."""
     return stable_rng("turn", seed, member, turn).getrandbits(63)
 
 

@@ -54,7 +54,7 @@ class PausedRequest:
     request: Request
     fresh: Sequence[int]
     members: Mapping[int, PausedSequence]
-    reading: dict[str, Tensor] = field(default_factory=dict)
+    reading: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_state(self) -> ModelState:
         """Arrays "prompt", "reading/..." and "<member>/...", and the rest as values that JSON can hold."""

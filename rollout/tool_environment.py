@@ -69,7 +69,7 @@ class ToolEnvironment:
         said = f"there is no tool {call.tool!r}" if call.tool else f"{END_CALL} ends no call"
         shown = result(f"{said}; the tools are {', '.join(self._tools)}\n")
         return dataclasses.replace(
-            shown, memory={"files": files}, tool=call.tool, verdict=NO_CALL, is_error=True, note=said
+            shown, memory={"files": files}, tool=call.tool or "?", verdict=NO_CALL, is_error=True, note=said
         )
 
     def _shown(self, execution: Execution, call: ToolCall, program: Call, files: Files) -> Observation:

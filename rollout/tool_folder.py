@@ -34,7 +34,7 @@ if _status:
     sys.exit(_status if 0 < _status < 256 else 1)
 """,
 }
-"""By tool, what runs the text `_call`. A call that ends otherwise (by a limit, by os._exit) leaves the folder as it was."""
+"""By tool, what runs the text `_call`. A call that ends otherwise (a limit, os._exit) leaves the folder as it was."""
 
 _AROUND = """
 import os, sys
