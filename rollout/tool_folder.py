@@ -40,7 +40,9 @@ _AROUND = """
 import os, sys
 with open({call!r}) as file:
     _call = file.read()
-os.unlink({call!r})
+for _name in ({call!r}, "main.py"):
+    if os.path.exists(_name):
+        os.unlink(_name)
 def _keep(unlink=os.unlink, walk=os.walk, join=os.path.join, relpath=os.path.relpath, islink=os.path.islink,
           isfile=os.path.isfile, getsize=os.path.getsize, out=sys.stdout, open=open, folder=os.getcwd()):
     import base64, json
@@ -83,7 +85,7 @@ class Call:
 
 
 Files = Mapping[str, str]
-"""Contents by relative path, in base64: plain data, that a checkpoint can hold."""
+"""Contents by relative path, in base64: plain data for a checkpoint. Without `main.py`, the name of the call itself."""
 
 
 def call_program(tool: str, source: str, files: Files, limits: Limits, folder: FolderLimits) -> Call:
