@@ -1,4 +1,4 @@
-"""Episodes over a scripted engine and a scripted environment: turns, masks, budgets, order, and nothing tokenised twice."""
+"""Episodes over a scripted engine and environment: turns, masks, budgets, order, and nothing tokenised twice."""
 
 import time
 from concurrent.futures import Future

@@ -137,8 +137,9 @@ def test_a_folder_that_the_call_makes_up_is_checked():
     assert came(b'{"b": "MQ=="}').files == {"b": "MQ=="}
     content = base64.b64encode(b"x" * 3000)
     for forged in (
-        b"", b"7", b"[]", b'{"a": 7}', b'{"a": "?"}', b'{"/etc/passwd": "MQ=="}', b'{"../a": "MQ=="}', b'{"main.py": "MQ=="}',
-        b'{".call": "MQ=="}', b'{"big": "' + content + b'"}', b"[" * 100_000, b"\xff", b'{"a\\u0000": "MQ=="}',
+        b"", b"7", b"[]", b'{"a": 7}', b'{"a": "?"}', b'{"/etc/passwd": "MQ=="}', b'{"../a": "MQ=="}',
+        b'{"main.py": "MQ=="}', b'{".call": "MQ=="}', b'{"big": "' + content + b'"}', b"[" * 100_000, b"\xff",
+        b'{"a\\u0000": "MQ=="}',
     ):  # fmt: skip
         found = came(forged)
         assert (found.files, found.output) == ({"a": "MQ=="}, b"out") and "its changes are undone" in found.note, forged
