@@ -65,6 +65,11 @@ class EpisodeSoFar:
         placed = replace(span, start=start, stop=start + len(token_ids))
         return replace(self._given(token_ids), observations=(*self.observations, placed), memory=memory)
 
+    @property
+    def waits_for_an_answer(self) -> bool:
+        """The policy wrote last, and not the environment."""
+        return self.num_turns > 0 and not (self.observations and self.observations[-1].stop == len(self.token_ids_T))
+
     def trajectory(self, stop_reason: StopReason) -> Trajectory:
         """The whole, as it ended."""
         return Trajectory(

@@ -9,7 +9,7 @@ takes that away too (docs/episodes.md).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -156,7 +156,7 @@ class Episodes:
             return [self._end(name, member, episode, completion.stop_reason)]
         if self._clock() >= group.deadlines.setdefault(member, self._clock() + self._setting.config.seconds):
             return [self._end(name, member, episode, StopReason.TIME)]
-        answer = self._ask(group, member, episode, completion)
+        answer = self._ask(group, member, episode)
         if answer.done() and self._result(group, answer) is None:
             return [self._end(name, member, episode, StopReason.STOP)]
         self._asked[name, member] = _Asked(episode, answer, completion.state)
@@ -191,16 +191,46 @@ class Episodes:
         if self._setting is not None:
             self._setting.environment.close()
 
-    def _ask(
-        self, group: _Group, member: int, episode: EpisodeSoFar, completion: Completion
-    ) -> Future[Observation | None]:
+    def under_way(self, name: str) -> dict[int, EpisodeSoFar]:
+        """The members of a group that wait for an answer or are in a later turn, as plain data for `resume`."""
+        waiting = {member: asked.episode for (group, member), asked in self._asked.items() if group == name}
+        return waiting | (self._groups[name].episodes if name in self._groups else {})
+
+    def resume(self, request: Request, prompt: Prompt, members: Mapping[int, EpisodeSoFar], num_left: int) -> None:
+        """Go on with members that `under_way` gave, in this process or another.
+
+        A turn that was half sampled begins anew, with the same seed, and the environment is asked again what it had
+        not answered, with the same memory. Seconds count from now. Raises InvalidRequest as the engine does.
+
+        Args:
+            request, prompt: as given to `begin`.
+            members: those to go on with.
+            num_left: how many members of the group have not ended: these and those that the engine resumes itself.
+        """
+        assert self._setting is not None, "only episodes of several turns can be between two of them"
+        group = self._groups[request.id] = _Group(request, prompt, self._num_begun, num_left)
+        self._num_begun += 1
+        for member, episode in sorted(members.items()):
+            group.deadlines[member] = self._clock() + self._setting.config.seconds
+            if episode.waits_for_an_answer:
+                self._asked[request.id, member] = _Asked(episode, self._ask(group, member, episode), None)
+                continue
+            group.episodes[member] = episode
+            room = self._setting.config.max_tokens - len(episode.token_ids_T)
+            left = min(room, request.sampling.max_new_tokens - episode.num_new)
+            for refused in self._submit(group, member, left, None):
+                raise InvalidRequest(refused.failed)
+
+    def _ask(self, group: _Group, member: int, episode: EpisodeSoFar) -> Future[Observation | None]:
         assert self._setting is not None, "an environment is asked, but there is none"
         number = episode.num_turns - 1
+        start = episode.observations[-1].stop if episode.observations else len(group.prompt.token_ids)
+        token_ids = episode.token_ids_T[start:].tolist()
         turn = Turn(
             prompt=group.prompt,
             number=number,
-            text=self._decode(completion.token_ids.tolist()),
-            token_ids=completion.token_ids.tolist(),
+            text=self._decode(token_ids),
+            token_ids=token_ids,
             memory=episode.memory,
             seed=stable_rng("environment", group.request.seed, member, number).getrandbits(63),
         )

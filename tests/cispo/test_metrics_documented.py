@@ -41,9 +41,8 @@ class Rollouts:
         rewards = [1.0, *[0.0] * (len(Verdict) - 1)]
         group = self.make_group(next(self.indices), rewards, task=task, version=version)
         scores = (Score(r, r > 0, dict.fromkeys(REWARD_PARTS, r), v) for r, v in zip(rewards, Verdict, strict=True))
-        return dataclasses.replace(
-            group, scores=tuple(scores), trajectories=tuple(map(ended, group.trajectories, ENDS))
-        )
+        trajectories = tuple(map(ended, group.trajectories, ENDS))
+        return dataclasses.replace(group, scores=tuple(scores), trajectories=trajectories)
 
     def take(self, num_groups, *, oldest_version, keep):
         groups = tuple(self.make(TASKS[i % 2], oldest_version + 1) for i in range(num_groups))

@@ -23,8 +23,8 @@ OVERRIDES = (
     "rewards.verifiers.guess=custom",
 )
 SMALL = (
-    "steps=2", "groups_per_step=4", "group_size=6", "sft.steps=60", "sft.batch_size=24", "sft.lr=0.004",
-    "cluster=inline", "cluster.num_workers=1", "evaluation.num_prompts=4",
+    "steps=1", "groups_per_step=4", "group_size=6", "sft.steps=40", "sft.batch_size=24", "sft.lr=0.004",
+    "cluster=inline", "cluster.num_workers=1", "evaluation.num_prompts=2",
     "tracking.console=false", "tracking.rollouts_per_step=0", "sampling.max_new_tokens=12", "engine.max_length=48",
 )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Episodes over a scripted engine and environment: turns, masks, budgets, order, and nothing tokenised twice."""
 
+import pickle
 import time
 from concurrent.futures import Future
 
@@ -299,6 +300,41 @@ def test_a_forgotten_group_leaves_nothing_behind():
     episodes.forget("0")
     assert environment.waiting["w"].cancelled() and set(engine.cancelled) == {"0", "0/1/1"}
     assert play(episodes, engine) == [] and episodes.pending == []
+
+
+def test_an_episode_goes_on_elsewhere_from_plain_data():
+    answers = {
+        "a": Observation("x", memory={"n": 1}),
+        "wb": Observation("y", memory=2),
+        "c": None,
+        "d": Observation("z"),
+    }
+    script = {(0, 0): text("a"), (0, 1): text("c"), (1, 0): text("d"), (1, 1): text("wb"), (1, 2): text("c")}
+
+    def released(episodes, engine, environment):
+        ended = play(episodes, engine)
+        environment.release("wb")
+        return ended + play(episodes, engine)
+
+    def members(ended):
+        return {end.member: (end.trajectory.token_ids_T.tolist(), end.trajectory.observations) for end in ended}
+
+    engine, environment = Engine(script), Environment(answers)
+    wanted = members(released(episodes_of(engine, environment, num_samples=2), engine, environment))
+
+    engine, environment = Engine(script, steps_of={(0, 1): 99}), Environment(answers)
+    episodes = episodes_of(engine, environment, num_samples=2)
+    assert play(episodes, engine, rounds=3) == []
+    kept = pickle.loads(pickle.dumps(episodes.under_way("0")))
+    assert [kept[member].waits_for_an_answer for member in (0, 1)] == [False, True]
+    first, seeds = engine.submitted[0], {request.id: request.seed for request in engine.submitted}
+
+    engine, environment = Engine(script), Environment(answers)
+    elsewhere = Episodes(engine, decode, setting(environment))
+    elsewhere.resume(first, PROMPT, kept, num_left=2)
+    assert members(released(elsewhere, engine, environment)) == wanted
+    assert engine.submitted[0].seed == seeds[engine.submitted[0].id], "the turn is sampled as it would have been"
+    assert environment.turns[0].memory is None and environment.turns[0].text == "wb"
 
 
 class Scorer:
