@@ -18,7 +18,6 @@ from cispo.types import (
     Harvest,
     PackedBatch,
     Score,
-    StopReason,
     UpdateResult,
 )
 
@@ -28,6 +27,7 @@ def describe(harvest: Harvest, batches: Sequence[PackedBatch], updates: Sequence
     metrics = (
         reward_metrics(harvest.seen)
         | length_metrics(harvest.seen)
+        | episode_metrics(harvest.seen)
         | intake_metrics(harvest)
         | update_metrics(batches, updates)
     )
@@ -67,8 +67,20 @@ def length_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "response_length/p90": quantile(lengths, 0.9),
         "response_length/p99": quantile(lengths, 0.99),
         "response_length/max": max(lengths, default=math.nan),
-        "response_length/truncated_fraction": _mean([t.stop_reason is StopReason.LENGTH for t in trajectories]),
+        "response_length/truncated_fraction": _mean([t.stop_reason.is_truncated for t in trajectories]),
     }
+
+
+def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """episode/*: turns, calls of tools, and why episodes ended."""
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    calls = [[span for span in trajectory.observations if span.tool] for trajectory in trajectories]
+    reasons = Counter(trajectory.stop_reason.value for trajectory in trajectories)
+    return {
+        "episode/turns_mean": _mean([trajectory.num_turns for trajectory in trajectories]),
+        "episode/tool_calls_mean": _mean([len(spans) for spans in calls]),
+        "episode/tool_errors_fraction": _mean([span.is_error for spans in calls for span in spans]),
+    } | {f"episode/stop_{reason}_fraction": n / len(trajectories) for reason, n in sorted(reasons.items())}
 
 
 def intake_metrics(harvest: Harvest) -> dict[str, float]:

@@ -37,6 +37,10 @@ class RewardError(CispoError):
     """A reward function raised, or returned something that is not a finite number."""
 
 
+class EpisodeError(CispoError):
+    """An environment raised instead of answering what the policy wrote."""
+
+
 class WeightSyncError(CispoError):
     """A stream of weights has a wrong checksum, version, name or shape; the receiver keeps its old weights."""
 

@@ -61,7 +61,8 @@ def rollout_record(
     """One trajectory as a line of rollouts/step_N.jsonl.
 
     `tokens`, `logp` and `ratio` run over all that follows the prompt and are aligned; an observation (multi-turn)
-    has null for `logp` and `ratio`, and so has a token whose number is not finite.
+    has null for `logp` and `ratio`, and so has a token whose number is not finite. `observations` says where in
+    `tokens` each stands, and what the environment made of the turn before it.
 
     Args:
         group: the prompt with its trajectories and scores.
@@ -94,6 +95,10 @@ def rollout_record(
         "version": trajectory.oldest_version,
         "stop_reason": str(trajectory.stop_reason),
         "num_tokens": trajectory.num_actions,
+        "observations": [
+            vars(span) | {"start": span.start - response.start, "stop": span.stop - response.start}
+            for span in trajectory.observations
+        ],
     }
 
 

@@ -52,10 +52,17 @@ class SftConfig:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One tokenised example: the model learns the completion, given the prompt."""
+    """One tokenised example: the model learns the completion, given the prompt.
+
+    Attributes:
+        prompt_ids: never learnt.
+        completion_ids: all that follows.
+        observed: (start, stop) places in the completion that an environment wrote: given like the prompt.
+    """
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
+    observed: tuple[tuple[int, int], ...] = ()
 
 
 def cold_start(
@@ -107,7 +114,10 @@ def _settings(config: SftConfig, step: int) -> UpdateSettings:
 def _sample(index: int, demonstration: Demonstration) -> Sample:
     tokens_T = np.array(demonstration.prompt_ids + demonstration.completion_ids, dtype=np.int64)
     # Without a prompt the first token has nothing before it that could predict it.
-    mask_T = np.arange(len(tokens_T)) >= max(1, len(demonstration.prompt_ids))
+    num_prompt = len(demonstration.prompt_ids)
+    mask_T = np.arange(len(tokens_T)) >= max(1, num_prompt)
+    for start, stop in demonstration.observed:
+        mask_T[num_prompt + start : num_prompt + stop] = False
     return Sample(
         group=index,
         member=0,

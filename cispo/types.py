@@ -33,6 +33,13 @@ class StopReason(StrEnum):
     STOP = "stop"  # the model emitted a stop token
     LENGTH = "length"  # the token limit was reached: the trajectory is truncated
     REPETITION = "repetition"  # the repetition rule fired: it was looping with confidence
+    TURNS = "turns"  # the model asked for another turn than the episode has: truncated
+    TIME = "time"  # the episode's seconds were over: truncated
+
+    @property
+    def is_truncated(self) -> bool:
+        """A budget ended it, and not the model."""
+        return self in (StopReason.LENGTH, StopReason.TURNS, StopReason.TIME)
 
 
 class Verdict(StrEnum):
@@ -70,6 +77,26 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class ObservationSpan:
+    """What an environment answered to one turn of an episode.
+
+    Attributes:
+        start, stop: where its tokens stand in the trajectory; empty if the policy was not shown it.
+        tool: what was called, e.g. "python", or "".
+        verdict: how that ended, in the environment's words, e.g. "OK" or "TLE".
+        is_error: it did not do what the policy asked for.
+        note: one line for the person who reads traces.
+    """
+
+    start: int
+    stop: int
+    tool: str = ""
+    verdict: str = ""
+    is_error: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """One sampled episode, prompt included; a multi-turn one has several runs of action tokens.
 
@@ -79,6 +106,7 @@ class Trajectory:
         behaviour_logp_T: float32, log-probability under the distribution sampled from; 0 where not an action.
         version_T: int64, version of the policy that sampled each token; -1 where not an action.
         stop_reason: why it ended.
+        observations: what the environment answered, in order; the turns are what stands between them.
     """
 
     token_ids_T: Ints
@@ -86,11 +114,17 @@ class Trajectory:
     behaviour_logp_T: Floats
     version_T: Ints
     stop_reason: StopReason
+    observations: tuple[ObservationSpan, ...] = ()
 
     @cached_property
     def num_actions(self) -> int:
         """Number of tokens that the policy chose."""
         return int(self.action_mask_T.sum())
+
+    @property
+    def num_turns(self) -> int:
+        """How often the policy wrote: once, and again after each observation that it was shown."""
+        return 1 + sum(span.stop > span.start for span in self.observations)
 
     @cached_property
     def oldest_version(self) -> int:

@@ -19,6 +19,7 @@ from configs.fleet import ClusterConfig, TrackingConfig
 from model.config import HybridConfig
 from rewards.reward import RewardsConfig
 from rollout.engine import EngineConfig
+from rollout.environments import EpisodeConfig
 from rollout.prompts import TaskConfig
 from rollout.worker import SamplingConfig
 from rollout.worker_pool import RolloutConfig
@@ -54,6 +55,7 @@ class RunConfig(TrainerConfig):
         cluster: where the workers and the learner live.
         engine: size of each worker's engine.
         sampling: how trajectories are sampled.
+        episode: episodes of several turns, with tools or in an environment of one's own.
         rollout: how the driver deals with its workers.
         sft: the cold start.
         evaluation: what is measured on held-out prompts.
@@ -72,6 +74,7 @@ class RunConfig(TrainerConfig):
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    episode: EpisodeConfig = field(default_factory=EpisodeConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -92,6 +95,7 @@ class RunConfig(TrainerConfig):
                 f"engine.max_length must exceed sampling.max_new_tokens, because it counts the prompt too; got "
                 f"{self.engine.max_length} and {longest:g}."
             )
+        faults += self._episode_faults()
         taken = sorted({*self.task.mixture, *self.task.files} & {*self.rewards.weights, "correct"})
         if taken:
             faults.append(
@@ -116,9 +120,28 @@ class RunConfig(TrainerConfig):
         if faults:
             raise ConfigError(*faults)
 
+    def _episode_faults(self) -> list[str]:
+        faults, most, longest = [], self.episode.max_tokens, self.longest_window
+        if most > self.engine.max_length:
+            faults.append(
+                f"episode.max_tokens={most} must not exceed engine.max_length={self.engine.max_length}, because the "
+                f"engine holds whole trajectories; raise that or lower this."
+            )
+        if 0 < most <= longest:
+            faults.append(
+                f"episode.max_tokens={most} must exceed sampling.max_new_tokens={longest}, because it counts prompt "
+                f"and observations too; raise it, or set 0 for engine.max_length."
+            )
+        return faults
+
     def _demonstrating_tasks(self) -> list[str]:
         mixture = self.task.demonstration_mixture or self.task.mixture
         return [name for name, weight in mixture.items() if weight > 0 and name not in self.task.files]
+
+    @property
+    def longest_trajectory(self) -> int:
+        """The most tokens of a trajectory, prompt and observations included."""
+        return self.episode.max_tokens or self.engine.max_length
 
     @property
     def longest_window(self) -> int:

@@ -5,6 +5,7 @@ often in another process; so they import what they need themselves.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from cispo.sft import Demonstration
 from cispo.types import Prompt
 from configs.schema import RunConfig
 from model import Tokenizer
+from rollout.environment import ObservationEncoder
+from rollout.environments import environment_words, make_environment
 from rollout.prompt_files import PromptLimit, ReferenceCheck
 from rollout.prompts import check_tasks, demonstration_source, eval_sets, prompt_source, read_file_sets, task_words
 from rollout.sampling import Sampling
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from cispo.protocols import PromptSource
     from launch.sandbox_actors import SandboxActors
     from rewards.reward import Rewards
+    from rollout.episodes import Setting
     from rollout.worker import RolloutWorker
     from sandbox import ProgramPool
 
@@ -65,9 +69,10 @@ def read_data(config: RunConfig) -> Data:
 def prompt_limit(config: RunConfig) -> PromptLimit:
     """The longest prompt that the engine takes, whose length counts prompt and window, or that the task allows."""
     window = config.longest_window
+    name = "episode.max_tokens" if config.episode.max_tokens else "engine.max_length"
     engine = PromptLimit(
-        config.engine.max_length - window,
-        f"engine.max_length={config.engine.max_length} less sampling.max_new_tokens={window}",
+        config.longest_trajectory - window,
+        f"{name}={config.longest_trajectory} less sampling.max_new_tokens={window}",
     )
     return min(config.task.prompt_limit, engine, key=lambda limit: limit.num_tokens)
 
@@ -95,7 +100,8 @@ def make_tokenizer(config: RunConfig) -> Tokenizer:
     """That of the pretrained folder, or bytes with a token of its own for each of the tasks' words."""
     if config.model.path:
         return Tokenizer.load(config.model.path)
-    return Tokenizer.bytes_and_words(task_words(config.task))
+    words = (*task_words(config.task), *environment_words(config.episode))
+    return Tokenizer.bytes_and_words(tuple(dict.fromkeys(words)))
 
 
 def make_policy(config: RunConfig, tokenizer: Tokenizer) -> Policy:
@@ -131,11 +137,51 @@ def make_worker(config: RunConfig, sandboxes: SandboxActors | None = None) -> Ro
     torch.set_num_threads(config.cluster.num_threads)
     tokenizer = make_tokenizer(config)
     engine = HybridEngine(make_policy(config, tokenizer).lm(), config.engine)
-    return RolloutWorker(engine, make_rewards(config, sandboxes), tokenizer.decode, make_sampling(config, tokenizer))
+    open_pool = functools.cache(lambda: make_worker_pool(config, sandboxes))
+    setting = make_setting(config, tokenizer, open_pool)
+    rewards = make_rewards(config, sandboxes, open_pool=open_pool)
+    return RolloutWorker(engine, rewards, tokenizer.decode, make_sampling(config, tokenizer, setting), setting)
 
 
-def make_rewards(config: RunConfig, sandboxes: SandboxActors | None = None) -> Rewards:
-    """The scorer: verifiers in processes of their own and, if a task needs it, a sandbox."""
+def make_worker_pool(config: RunConfig, sandboxes: SandboxActors | None = None) -> ProgramPool:
+    """A worker's sandbox: its way to the run's actors, or a pool of its own."""
+    return sandboxes.connect() if sandboxes else make_sandbox_pool(config)
+
+
+def make_setting(config: RunConfig, tokenizer: Tokenizer, open_pool: Callable[[], ProgramPool]) -> Setting | None:
+    """What a worker's episodes of several turns are played in; None if they have one.
+
+    Raises ConfigError if the environment cannot be made.
+    """
+    from rollout.episodes import Setting
+
+    environment = make_environment(config.episode, open_pool)
+    if environment is None:
+        return None
+    # A word that is no token of this tokenizer ends no turn: then the end of the text does.
+    words = tokenizer.ids_of(environment.stop_words)
+    return Setting(
+        environment,
+        dataclasses.replace(config.episode, max_tokens=config.longest_trajectory),
+        ObservationEncoder(tokenizer, config.episode.max_observation_tokens),
+        (tokenizer.eos_id, *words),
+        lockstep=config.max_staleness == 0,
+    )
+
+
+def make_rewards(
+    config: RunConfig,
+    sandboxes: SandboxActors | None = None,
+    *,
+    open_pool: Callable[[], ProgramPool] | None = None,
+) -> Rewards:
+    """The scorer: verifiers in processes of their own and, if a task needs it, a sandbox, which it closes.
+
+    Args:
+        config: the run.
+        sandboxes: the run's sandbox actors, if it has any.
+        open_pool: gives the pool that it shares with others; None opens one.
+    """
     from rewards.logic import LogicAnswer
     from rewards.math_answer import MathAnswer
     from rewards.reward import Rewards
@@ -149,7 +195,7 @@ def make_rewards(config: RunConfig, sandboxes: SandboxActors | None = None) -> R
         from rewards.code_tests import CodeTests
         from rewards.repository_tests import RepositoryTests
 
-        pools.append(sandboxes.connect() if sandboxes else make_sandbox_pool(config))
+        pools.append(open_pool() if open_pool else make_worker_pool(config, sandboxes))
         verifiers["code"] = CodeTests(pools[0], config.rewards.code)
         verifiers["repository"] = RepositoryTests(pools[0], config.rewards.repository)
     rewards = Rewards(dataclasses.replace(config.rewards, verifiers=verifiers_in_use(config)), verifiers, owned=pools)
@@ -173,14 +219,14 @@ def make_sandbox_pool(config: RunConfig) -> ProgramPool:
 
 
 def needs_sandbox(config: RunConfig) -> bool:
-    """True when some task's answers may be programs or patches."""
+    """True when some task's answers may be programs or patches, or the policy has tools."""
     names = {config.rewards.default_verifier, *verifiers_in_use(config).values()}
-    return not names.isdisjoint(("code", "repository"))
+    return config.episode.needs_sandbox or not names.isdisjoint(("code", "repository"))
 
 
-def make_sampling(config: RunConfig, tokenizer: Tokenizer) -> Sampling:
+def make_sampling(config: RunConfig, tokenizer: Tokenizer, setting: Setting | None = None) -> Sampling:
     """The engine's sampling with this tokenizer's ids; the length limit is set for each request."""
-    tokens = Sampling(stop_token_ids=(tokenizer.eos_id,))
+    tokens = Sampling(stop_token_ids=setting.stop_token_ids if setting else (tokenizer.eos_id,))
     if config.sampling.thinking_budget:  # a tokenizer without think tokens is all right as long as nobody counts them
         tokens = dataclasses.replace(
             tokens,
@@ -193,11 +239,18 @@ def make_sampling(config: RunConfig, tokenizer: Tokenizer) -> Sampling:
 def make_demonstrations(config: RunConfig, tokenizer: Tokenizer) -> Callable[[int], list[Demonstration]]:
     """The cold start's examples, batch after batch."""
     source = demonstration_source(config.task, config.seed)
+    encode_observation = ObservationEncoder(tokenizer, config.episode.max_observation_tokens)
 
     def tokenised() -> Demonstration:
         example = source.next()
-        completion = [*tokenizer.encode(example.completion_text), tokenizer.eos_id]
-        return Demonstration(tuple(tokenizer.encode(example.prompt_text)), tuple(completion))
+        completion, observed = tokenizer.encode(example.completion_text), []
+        for observation, text in example.later:
+            start = len(completion)
+            completion += encode_observation(observation)
+            observed.append((start, len(completion)))
+            completion += tokenizer.encode(text)
+        completion.append(tokenizer.eos_id)
+        return Demonstration(tuple(tokenizer.encode(example.prompt_text)), tuple(completion), tuple(observed))
 
     return lambda step: [tokenised() for _ in range(config.sft.batch_size)]
 

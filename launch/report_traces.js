@@ -147,12 +147,14 @@ function facts(trace, siblings) {
   const parts = Object.entries(trace.parts).map(([name, value]) => `${name} ${number(value, 2)}`).join(", ");
   const rows = [
     ["step", trace.step], ["task", trace.task], ["all answers to", siblings], ["reward", number(trace.reward)],
-    ["parts", parts || "–"], ["advantage", number(trace.advantage)], ["tokens", trace.num_tokens],
+    ["parts", parts || "–"], ["advantage", number(trace.advantage)], ["tokens", trace.num_tokens], ["turns", turnsOf(trace)],
     ["ended by", trace.stop_reason], ["policy version", trace.version], ["mean ratio", number(trace.mean_ratio)],
   ];
   return element("dl", { class: "facts" }, ...rows.map(([name, value]) =>
     element("div", {}, element("dt", {}, name), element("dd", {}, value instanceof Node ? value : String(value)))));
 }
+
+const turnsOf = (trace) => 1 + (trace.observations ?? []).filter((seen) => seen.stop > seen.start).length;
 
 function toolbar(trace) {
   const known = Object.keys(COLOURINGS).filter((name) => trace.tokens.some((_, i) => COLOURINGS[name].of(trace, i) != null));
@@ -174,11 +176,18 @@ function toolbar(trace) {
 function drawTokens(trace, from = 0) {
   const holder = at("tokens");
   const upto = Math.min(trace.tokens.length, from + TOKENS_AT_ONCE);
-  for (let i = from; i < upto; i++) holder.append(tokenSpan(trace, i));
-  if (upto === trace.tokens.length) return;
+  for (let i = from; i < upto; i++) holder.append(...observationLabels(trace, i), tokenSpan(trace, i));
+  if (upto === trace.tokens.length) return holder.append(...observationLabels(trace, upto));
   const more = element("button", { type: "button" }, `Show more (${trace.tokens.length - upto} tokens left)`);
   more.addEventListener("click", () => { more.remove(); drawTokens(trace, upto); });
   holder.append(more);
+}
+
+// What an environment made of the turn before: stands before the tokens that it showed, which may be none.
+function observationLabels(trace, i) {
+  return (trace.observations ?? []).filter((seen) => seen.start === i).map((seen) =>
+    element("span", { class: `verdict ${seen.is_error ? "bad" : "good"}`, title: seen.note },
+      [seen.tool, seen.verdict, seen.note].filter(Boolean).join(" · ")));
 }
 
 function tokenSpan(trace, i) {

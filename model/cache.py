@@ -136,14 +136,20 @@ class HybridCache:
 
     def restore(self, slot: int, arrays: Mapping[str, Tensor]) -> None:
         """Put a snapshot into `slot`. Raises ModelError, and changes nothing, if it does not fit."""
+        self.check_snapshot(arrays)
+        length = int(arrays["length"])
+        for name, place in self._places(slot, length).items():
+            place.copy_(arrays[name])
+        self.length_S[slot] = length
+
+    def check_snapshot(self, arrays: Mapping[str, Tensor]) -> None:
+        """Raise ModelError if a snapshot does not fit into a slot of this cache."""
         if "length" not in arrays or not 0 <= int(arrays["length"]) <= self.max_length:
             raise ModelError(
                 f"A snapshot must have a length of at most {self.max_length} tokens to fit this cache, "
                 f"but it has {int(arrays['length']) if 'length' in arrays else 'none'}."
             )
-        length = int(arrays["length"])
-        places = self._places(slot, length)
-        wanted = {name: tuple(place.shape) for name, place in places.items()}
+        wanted = {name: tuple(place.shape) for name, place in self._places(0, int(arrays["length"])).items()}
         found = {name: tuple(array.shape) for name, array in arrays.items() if name != "length"}
         if wanted != found:
             wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
@@ -151,9 +157,6 @@ class HybridCache:
                 f"A snapshot must have the shapes of this model's cache, but {wrong[0]} is {found.get(wrong[0])} "
                 f"where {wanted.get(wrong[0])} is needed ({len(wrong)} differ); use one made with the same model."
             )
-        for name, place in places.items():
-            place.copy_(arrays[name])
-        self.length_S[slot] = length
 
     def bytes(self) -> int:
         """Memory of all pools once every slot is full, in bytes; on the CPU, places never written cost nothing."""

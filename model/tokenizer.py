@@ -7,6 +7,7 @@ written, and one token for each of a few words that a task uses often. A long te
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -120,10 +121,25 @@ class Tokenizer:
             raise ModelError(f"The tokenizer has {self.vocab_size} tokens, but {token!r} is none of them.")
         return found
 
+    def ids_of(self, tokens: Iterable[str]) -> list[int]:
+        """The ids of those of `tokens` that there are."""
+        found = [self._tokenizer.token_to_id(token) for token in tokens]
+        return [token_id for token_id in found if token_id is not None]
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; nothing is added at either end."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def encode_untrusted(self, text: str) -> list[int]:
+        """Ids of a stranger's text, none of them that of an added token: what reads like one is spelt.
+
+        So a program that prints <eos> or </think> ends and closes nothing.
+        """
+        # A text that is cut after each word's first character holds the words no more.
+        cuts = [0, *(match.start() + 1 for match in self._added.finditer(text)), len(text)]
+        ids = (i for start, stop in itertools.pairwise(cuts) for i in self.encode(text[start:stop]))
+        return [i for i in ids if i not in self._added_ids]
 
     def encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
         """Ids of the text that `pieces` are cut from, in lists: together exactly what `encode` gives for the whole.
@@ -162,6 +178,16 @@ class Tokenizer:
             word = words.match(text, stop)
             stop = word.end() if word else stop + 1
         return stop
+
+    @cached_property
+    def _added_ids(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.get_added_tokens_decoder())
+
+    @cached_property
+    def _added(self) -> re.Pattern[str]:
+        """What finds every place where an added token begins, also inside another; a lone character is no word."""
+        words = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        return re.compile("|".join(f"(?={re.escape(word)})" for word in sorted(words) if len(word) > 1) or r"(?!)")
 
     @cached_property
     def _words(self) -> tuple[re.Pattern[str], frozenset[str], int] | None:

@@ -37,7 +37,7 @@ class SoftOverlongConfig:
 
 def overlong_penalty(num_actions: int, stop_reason: StopReason, config: SoftOverlongConfig) -> float:
     """The length part of one trajectory, from -1.0 to 0.0 (DAPO equation 13)."""
-    truncated = stop_reason is StopReason.LENGTH or (
+    truncated = stop_reason.is_truncated or (
         stop_reason is StopReason.REPETITION and config.repetition_counts_as_truncated
     )
     if truncated:

@@ -13,9 +13,9 @@ Shape suffixes: S slots, N sequences that get a token, V vocabulary, D model wid
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,14 @@ from rollout.prompt_reader import PromptReader, Reading
 from rollout.sampling import Sampling
 from rollout.slots import Lanes, Occupant, Slots
 from rollout.snapshot import PausedRequest, PausedSequence
-from rollout.stopping import FAILED, REASONS, RuleState, initial_state
+from rollout.stopping import FAILED, REASONS, STOP, RuleState, initial_state
 
 __all__ = ["Completion", "Engine", "EngineConfig", "HybridEngine", "Request"]
 
 
 STALE_STATES = ("keep", "recompute")
+STATE_VERSION = "version"
+"""Beside the arrays of a state that a completion carries: the weights that computed it."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,21 @@ class _Group:
         waiting: members without a slot, in order.
         paused: those of them that come from a snapshot.
         prompt: cache state and logits_V after the prompt, kept while fresh members wait for a slot.
-        reading: cache state after a part of the prompt, from a snapshot.
+        reading: cache state after a part of the prompt, from a snapshot or from the turn before.
     """
 
     request: Request
     waiting: deque[int]
     paused: dict[int, PausedSequence] = field(default_factory=dict)
     prompt: tuple[dict[str, Tensor], Tensor] | None = None
-    reading: dict[str, Tensor] = field(default_factory=dict)
+    reading: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_unread(self) -> int:
+        """Tokens of the prompt that no state at hand holds."""
+        if self.prompt is not None:
+            return 0
+        return len(self.request.token_ids) - (int(self.reading["length"]) if self.reading else 0)
 
 
 class HybridEngine:
@@ -155,7 +164,8 @@ class HybridEngine:
             self._check(request, self._requests.keys() | accepted.keys())
             accepted[request.id] = request
         for request in accepted.values():
-            self._queue(_Group(request, deque(range(request.num_samples))))
+            members = deque(range(request.num_samples))
+            self._queue(_Group(replace(request, state=None), members, reading=self._usable(request.state)))
 
     def step(self) -> list[Completion]:
         """Give every running sequence a token and seat waiting ones; returns the sequences that ended.
@@ -262,7 +272,7 @@ class HybridEngine:
             raise InvalidRequest(f"Only a request under way can be saved, and {request_id!r} is not.")
         members: dict[int, PausedSequence] = {}
         fresh: list[int] = []
-        reading: dict[str, Tensor] = {}
+        reading: Mapping[str, Tensor] = {}
         for group in self._unseated():
             if group.request.id == request_id:
                 members |= group.paused
@@ -311,6 +321,14 @@ class HybridEngine:
         for group in self._groups:
             group.reading = {}
 
+    def _usable(self, state: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+        """A state that came with a request, unless older weights made it and states are recomputed."""
+        if state is None:
+            return {}
+        arrays = {name: array for name, array in state.items() if name != STATE_VERSION}
+        is_stale = int(state.get(STATE_VERSION, torch.tensor(self._version))) != self._version
+        return {} if is_stale and self.config.stale_states == "recompute" else arrays
+
     def _tokens_in(self, slot: int) -> Ints:
         """What the cache of a slot whose sequence has begun holds: all but its last token."""
         prompt = np.asarray(self._requests[self._slots.occupant(slot).request_id].token_ids, dtype=np.int64)
@@ -341,6 +359,9 @@ class HybridEngine:
             token_ids, logp, version = token_ids[:-1], logp[:-1], version[:-1]
             failed = f"after {len(token_ids)} new tokens, version {self._version} gave logits that are not finite"
             self._cache.reset([slot])
+        state = None
+        if verdict == STOP and token_ids[-1] in self._requests[occupant.request_id].keep_state_after:
+            state = self._cache.snapshot(slot) | {STATE_VERSION: torch.tensor(self._version)}
         self._slots.release(slot)
         self._num_left[occupant.request_id] -= 1
         if not self._num_left[occupant.request_id]:
@@ -354,6 +375,7 @@ class HybridEngine:
             action_mask=version >= 0,
             stop_reason=REASONS.get(verdict, StopReason.LENGTH),
             failed=failed,
+            state=state,
         )
 
     def _admit(self) -> list[Completion]:
@@ -367,37 +389,51 @@ class HybridEngine:
         budget = self.config.prefill_tokens
         while self._groups and self._slots.num_free:
             group = self._groups[0]
-            is_long = group.prompt is None and self._reader.is_long(group.request.token_ids)
-            budget -= len(group.request.token_ids) if group.prompt is None and not is_long else 0
+            is_long = group.num_unread > self.config.prefill_tokens
+            budget -= 0 if is_long else group.num_unread
             if entries and budget < 0:
                 break
-            ended += self._seat_paused(group)
+            ended += self._seat_paused(group) + self._refuse_reading(group)
             if is_long and group.waiting and not group.paused and self._slots.num_free:
                 self._groups.popleft()
-                ended += self._begin_reading(group)
+                self._begin_reading(group)
                 continue
             slots = self._seat_fresh(group)
             if slots:
                 entries.append((group, slots))
             if not group.waiting:
                 self._groups.popleft()
-        prompts = [(group.request.token_ids, slots[0]) for group, slots in entries if group.prompt is None]
-        return ended + self._advance_fresh(entries, iter(self._reader.read(prompts)))
+        return ended + self._advance_fresh(entries, self._read_prompts(entries))
 
-    def _begin_reading(self, group: _Group) -> list[Completion]:
-        """Seat one member of a group whose prompt is long; returns all of them if they come from another model."""
+    def _read_prompts(self, entries: list[tuple[_Group, list[int]]]) -> Iterator[Tensor]:
+        """Read each group's prompt, or what its state lacks of it, into its first slot; the logits_V after each."""
+        unread = [(group, slots[0]) for group, slots in entries if group.prompt is None]
+        wholes = [(group.request.token_ids, slot) for group, slot in unread if not group.reading]
+        rests = [(group.request.token_ids, slot, group.reading) for group, slot in unread if group.reading]
+        whole, rest = iter(self._reader.read(wholes)), iter(self._reader.read_rest(rests))
+        logits = [next(rest) if group.reading else next(whole) for group, _ in unread]
+        for group, _ in unread:
+            group.reading = {}
+        return iter(logits)
+
+    def _begin_reading(self, group: _Group) -> None:
+        """Seat one member of a group whose prompt is long."""
         slot = self._seat(group.request, group.waiting.popleft())
         if group.reading:
-            try:
-                self._cache.restore(slot, group.reading)
-            except ModelError as error:
-                ended = [self._end(slot, FAILED, failed=str(error))]
-                for other in group.waiting:
-                    ended.append(self._end(self._seat(group.request, other), FAILED, failed=str(error)))
-                return ended
+            self._cache.restore(slot, group.reading)
         num_read = int(group.reading["length"]) if group.reading else 0
         group.reading = {}
         self._readings.append((group, Reading(group.request.token_ids, slot, num_read)))
+
+    def _refuse_reading(self, group: _Group) -> list[Completion]:
+        """All waiting members of a group, as failed, if the state that it comes with is another model's."""
+        if not group.reading:
+            return []
+        try:
+            self._cache.check_snapshot(group.reading)
+        except ModelError as error:
+            members, group.waiting = group.waiting, deque()
+            return [self._end(self._seat(group.request, member), FAILED, failed=str(error)) for member in members]
         return []
 
     def _read_on(self) -> list[Completion]:

@@ -5,15 +5,18 @@ It stands apart from `HybridEngine`, so that another engine is written against t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from cispo.protocols import ModelState, WeightStream
 from cispo.types import Bools, Floats, Ints, StopReason
 from rollout.sampling import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TokenIds = Sequence[int] | Ints
 
@@ -29,6 +32,10 @@ class Request:
         num_samples: members of the group.
         seed: with the member's number it fixes the random numbers, whatever else is in the batch.
         sampling: how to sample and when to stop.
+        keep_state_after: stop tokens after which the completion carries the model's state, because somebody will go
+            on from there.
+        state: such a state, after the first part of `token_ids`; only the rest is read then. An engine that cannot
+            use it reads everything.
     """
 
     id: str
@@ -36,12 +43,14 @@ class Request:
     num_samples: int = 1
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)
+    keep_state_after: tuple[int, ...] = ()
+    state: Mapping[str, Tensor] | None = None
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Request)
-            and (self.id, self.num_samples, self.seed, self.sampling)
-            == (other.id, other.num_samples, other.seed, other.sampling)
+            and (self.id, self.num_samples, self.seed, self.sampling, self.keep_state_after)
+            == (other.id, other.num_samples, other.seed, other.sampling, other.keep_state_after)
             and np.array_equal(self.token_ids, other.token_ids)
         )
 
@@ -65,6 +74,10 @@ class Request:
             )
         if self.num_samples < 1:
             faults.append(f"num_samples must be at least 1, got {self.num_samples}")
+        if self.state is not None and not 0 < int(self.state["length"]) < prompt.size:
+            faults.append(
+                f"a state must be that after a part of the {prompt.size} prompt tokens, got {int(self.state['length'])}"
+            )
         return faults
 
 
@@ -81,6 +94,8 @@ class Completion:
         stop_reason: why it ended; LENGTH when it failed, for it was cut short.
         failed: why the sequence could not go on, e.g. NaN logits, or "". What came before is kept, but do not learn
             from it.
+        state: the model's state after prompt and new tokens but for the last one, where the request asked to keep it
+            and the engine can; None otherwise.
     """
 
     request_id: str
@@ -91,6 +106,7 @@ class Completion:
     action_mask: Bools
     stop_reason: StopReason
     failed: str = ""
+    state: Mapping[str, Tensor] | None = None
 
 
 class Engine(Protocol):

@@ -6,18 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from cispo.protocols import ModelState, State
-from cispo.types import Group, Prompt, Score, StopReason, Trajectory, Verdict
+from cispo.types import Group, ObservationSpan, Prompt, Score, StopReason, Trajectory, Verdict
+from rollout.episode import EpisodeSoFar
 from rollout.ledger import Entry
 from rollout.requests import Begun
 
 VALUES, ARRAYS = "ledger.json", "arrays.npz"
 
 Arrays = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 def write_ledger(folder: Path, cursor: State, entries: Sequence[Entry]) -> None:
@@ -44,15 +46,13 @@ def _entry_values(entry: Entry, arrays: Arrays) -> dict[str, Any]:
     values: dict[str, Any] = {"index": entry.index, "prompt": asdict(entry.prompt), "version": entry.version}
     place = str(entry.index)
     if entry.group:
-        scores = [asdict(score) for score in entry.group.scores]
-        values["group"] = {"trajectories": _trajectories(entry.group.trajectories, place, arrays), "scores": scores}
+        values["group"] = _rows(dict(enumerate(entry.group.trajectories)), f"{place}/ended", arrays)
+        values["scores"] = [asdict(score) for score in entry.group.scores]
     if entry.begun:
-        values["begun"] = {
-            "members": list(entry.begun.trajectories),
-            "trajectories": _trajectories(list(entry.begun.trajectories.values()), place, arrays),
-        }
+        values["begun"] = _rows(entry.begun.trajectories, f"{place}/ended", arrays)
+        values["episodes"] = _rows(entry.begun.episodes, f"{place}/episode", arrays)
         if entry.begun.state:
-            values["begun"]["state"] = entry.begun.state.meta
+            values["state"] = entry.begun.state.meta
             arrays |= {f"{place}/state/{name}": array for name, array in entry.begun.state.arrays.items()}
     return values
 
@@ -62,38 +62,43 @@ def _entry(values: Mapping[str, Any], arrays: Arrays) -> Entry:
     index = int(values["index"])
     group = begun = None
     if "group" in values:
-        trajectories = _trajectories_of(values["group"]["trajectories"], arrays)
-        scores = tuple(Score(**s | {"verdict": Verdict(s["verdict"])}) for s in values["group"]["scores"])
-        group = Group(index, prompt, trajectories, scores)
+        trajectories = _of_rows(Trajectory, values["group"], "ended", arrays)
+        scores = tuple(Score(**s | {"verdict": Verdict(s["verdict"])}) for s in values["scores"])
+        group = Group(index, prompt, tuple(trajectories.values()), scores)
     if "begun" in values:
-        trajectories = _trajectories_of(values["begun"]["trajectories"], arrays)
         state = None
-        if "state" in values["begun"]:
+        if "state" in values:
             mine = {name.removeprefix("state/"): a for name, a in arrays.items() if name.startswith("state/")}
-            state = ModelState(mine, values["begun"]["state"])
-        begun = Begun(dict(zip(values["begun"]["members"], trajectories, strict=True)), state)
+            state = ModelState(mine, values["state"])
+        begun = Begun(
+            _of_rows(Trajectory, values["begun"], "ended", arrays),
+            state,
+            _of_rows(EpisodeSoFar, values["episodes"], "episode", arrays),
+        )
     return Entry(index, prompt, values["version"], begun, group)
 
 
-def _trajectories(trajectories: Sequence[Trajectory], place: str, arrays: Arrays) -> list[dict[str, Any]]:
-    """The fields that are not arrays, one mapping for each; the others go into `arrays`."""
-    rows = []
-    for number, trajectory in enumerate(trajectories):
-        row: dict[str, Any] = {}
-        for field in fields(trajectory):
-            value = getattr(trajectory, field.name)
+def _rows(members: Mapping[int, Trajectory | EpisodeSoFar], place: str, arrays: Arrays) -> dict[str, dict[str, Any]]:
+    """By member the fields that JSON can hold; the arrays go into `arrays`."""
+    rows: dict[str, dict[str, Any]] = {}
+    for member, item in members.items():
+        row = rows[str(member)] = {}
+        for field in fields(item):
+            value = getattr(item, field.name)
             if isinstance(value, np.ndarray):
-                arrays[f"{place}/{number}/{field.name}"] = value
+                arrays[f"{place}/{member}/{field.name}"] = value
             else:
-                row[field.name] = value
-        rows.append(row)
+                row[field.name] = [asdict(span) for span in value] if field.name == "observations" else value
     return rows
 
 
-def _trajectories_of(rows: Sequence[Mapping[str, Any]], arrays: Arrays) -> tuple[Trajectory, ...]:
-    trajectories = []
-    for number, row in enumerate(rows):
-        names = {field.name: f"{number}/{field.name}" for field in fields(Trajectory)}
-        mine = {name: arrays[place] for name, place in names.items() if place in arrays}
-        trajectories.append(Trajectory(**dict(row) | mine | {"stop_reason": StopReason(row["stop_reason"])}))
-    return tuple(trajectories)
+def _of_rows(kind: type[T], rows: Mapping[str, Mapping[str, Any]], place: str, arrays: Arrays) -> dict[int, T]:
+    """The inverse, for the entry that `arrays` belong to."""
+    members: dict[int, T] = {}
+    for member, row in rows.items():
+        values = dict(row) | {"observations": tuple(ObservationSpan(**span) for span in row["observations"])}
+        if "stop_reason" in row:
+            values["stop_reason"] = StopReason(row["stop_reason"])
+        names = {field.name: f"{place}/{member}/{field.name}" for field in fields(kind)}  # type: ignore[arg-type]
+        members[int(member)] = kind(**values | {name: arrays[at] for name, at in names.items() if at in arrays})
+    return members

@@ -10,6 +10,8 @@ import random
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from rollout.environment import Observation
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -24,10 +26,16 @@ class Demonstration:
     """One example for the cold start. It teaches the form of an answer and need not be right.
 
     Example: Demonstration("0-2+2-1=", "<think>0-2=8;8+2=0;0-1=9</think>\\\\boxed{9}").
+
+    Attributes:
+        prompt_text: what is asked.
+        completion_text: the first turn, and the only one of most tasks.
+        later: further turns: what the environment answers, which is not learnt, and what is written then.
     """
 
     prompt_text: str
     completion_text: str
+    later: tuple[tuple[Observation, str], ...] = ()
 
 
 class Task(Protocol):

@@ -5,7 +5,7 @@ Shape suffixes: N prompts, T tokens of packed prompts, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -16,13 +16,16 @@ from torch import Tensor
 from model import HybridCache, HybridLM
 from rollout.engine_protocol import TokenIds
 
+State = Mapping[str, Tensor]
+"""What `HybridCache.snapshot` gives."""
+
 
 @dataclass
 class Reading:
     """A prompt on its way into a slot.
 
     Attributes:
-        num_read: tokens of it that the slot's state holds.
+        num_read: tokens of it that the slot's state holds already.
     """
 
     token_ids: TokenIds
@@ -38,10 +41,6 @@ class PromptReader:
         self._cache = cache
         self._piece = piece
 
-    def is_long(self, token_ids: TokenIds) -> bool:
-        """It has to be read in pieces."""
-        return len(token_ids) > self._piece
-
     def read(self, prompts: Sequence[tuple[TokenIds, int]]) -> list[Tensor]:
         """Run (short prompt, slot) from the beginning; returns the logits_V after each.
 
@@ -52,8 +51,21 @@ class PromptReader:
             return []
         logits_NV = self._read_packed(prompts)
         if len(prompts) > 1:
-            for row in (~logits_NV.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
+            for row in _broken(logits_NV):
                 logits_NV[row] = self._read_packed([prompts[row]])[0]
+        return list(logits_NV)
+
+    def read_rest(self, prompts: Sequence[tuple[TokenIds, int, State]]) -> list[Tensor]:
+        """Run what is missing of (prompt, slot, state after its beginning); returns the logits_V after each.
+
+        Broken rows are tried again as in `read`. Raises ModelError if a state is another model's.
+        """
+        if not prompts:
+            return []
+        logits_NV = self._read_rest_packed(prompts)
+        if len(prompts) > 1:
+            for row in _broken(logits_NV):
+                logits_NV[row] = self._read_rest_packed([prompts[row]])[0]
         return list(logits_NV)
 
     def read_on(self, reading: Reading) -> Tensor | None:
@@ -75,7 +87,7 @@ class PromptReader:
         row: list[tuple[TokenIds, int]] = []
         for token_ids, slot in sequences:
             self._cache.reset([slot])
-            if self.is_long(token_ids):
+            if len(token_ids) > self._piece:
                 for first in range(0, len(token_ids), self._piece):
                     self._forward([token_ids[first : first + self._piece]], [slot])
                 continue
@@ -91,9 +103,21 @@ class PromptReader:
         self._cache.reset(slots)
         return self._lm.logits(self._forward(token_ids, slots))
 
+    def _read_rest_packed(self, prompts: Sequence[tuple[TokenIds, int, State]]) -> Tensor:
+        for _, slot, state in prompts:
+            self._cache.restore(slot, state)
+        rests = [token_ids[int(state["length"]) :] for token_ids, _, state in prompts]
+        return self._lm.logits(self._forward(rests, [slot for _, slot, _ in prompts]))
+
     def _forward(self, token_ids: Sequence[TokenIds], slots: Sequence[int]) -> Tensor:
         """Append to the slots; hidden states [N, D] of the last positions."""
         device = self._cache.length_S.device
         tokens_T = torch.tensor(np.concatenate([np.asarray(ids, dtype=np.int64) for ids in token_ids]), device=device)
         cu_seqlens = torch.tensor([0, *accumulate(map(len, token_ids))], device=device)
         return self._lm.prefill(tokens_T, cu_seqlens, torch.tensor(slots, device=device), self._cache)
+
+
+def _broken(logits_NV: Tensor) -> list[int]:
+    """Rows that are not finite."""
+    rows: list[int] = (~logits_NV.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+    return rows

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from cispo.protocols import ModelState
 from cispo.types import Group, Prompt, Trajectory
+from rollout.episode import EpisodeSoFar
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,21 @@ class Begun:
 
     Attributes:
         trajectories: those that had ended, by member. They are scored again: a score is a function of them.
-        state: the engine's snapshot of the others; None if there are none.
+        state: the engine's snapshot of those in their first turn; None if there are none, or if it cannot make any.
+        episodes: those in a later turn, or that wait for what their environment says.
     """
 
     trajectories: Mapping[int, Trajectory]
     state: ModelState | None
+    episodes: Mapping[int, EpisodeSoFar] = field(default_factory=dict)
+
+    def has_all(self, num_samples: int) -> bool:
+        """False if some member is in none of them, because the engine could not save it."""
+        saved = {*self.trajectories, *self.episodes}
+        if self.state is not None:
+            names = (name.split("/")[0] for name in self.state.arrays if name.endswith("/rules"))
+            saved |= {*self.state.meta["fresh"], *map(int, names)}
+        return len(saved) == num_samples
 
 
 @dataclass(frozen=True)

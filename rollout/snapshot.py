@@ -54,7 +54,7 @@ class PausedRequest:
     request: Request
     fresh: Sequence[int]
     members: Mapping[int, PausedSequence]
-    reading: dict[str, Tensor] = field(default_factory=dict)
+    reading: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_state(self) -> ModelState:
         """Arrays "prompt", "reading/..." and "<member>/...", and the rest as values that JSON can hold."""
@@ -67,7 +67,9 @@ class PausedRequest:
             arrays[f"{member}/logp"] = paused.logp
             arrays[f"{member}/version"] = paused.version
             arrays[f"{member}/rules"] = np.array(list(asdict(paused.rules).values()), dtype=np.int64)
-        fields = {"id": request.id, "num_samples": request.num_samples, "seed": request.seed}
+        fields: dict[str, Any] = {"id": request.id, "num_samples": request.num_samples, "seed": request.seed}
+        if request.keep_state_after:
+            fields["keep_state_after"] = list(request.keep_state_after)
         sampling = asdict(request.sampling) | {"stop_token_ids": list(request.sampling.stop_token_ids)}
         return ModelState(arrays, {"request": fields, "sampling": sampling, "fresh": list(self.fresh)})
 
@@ -79,7 +81,7 @@ class PausedRequest:
             fields = dict(meta["sampling"])
             sampling = Sampling(**fields | {"stop_token_ids": tuple(fields["stop_token_ids"])})
             prompt = arrays["prompt"].astype(np.int64, casting="safe", copy=False)
-            request = Request(token_ids=prompt, sampling=sampling, **meta["request"])
+            request = Request(token_ids=prompt, sampling=sampling, **_request_fields(meta["request"]))
             names = [key.split("/")[0] for key in arrays if key.endswith("/rules")]
             members = {int(name): _member(arrays, name) for name in names}
             return cls(request, list(meta["fresh"]), members, _cache_tensors("reading", arrays))
@@ -104,6 +106,10 @@ class PausedRequest:
             if any(length != num_new for length in lengths):
                 faults.append(f"member {member} has {num_new} new tokens by its rules, but arrays for {lengths}")
         return faults
+
+
+def _request_fields(saved: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(saved) | {"keep_state_after": tuple(saved.get("keep_state_after", ()))}
 
 
 def _length(cache: Mapping[str, Tensor]) -> int:

@@ -7,19 +7,17 @@ a field in TaskParameters; or leave this house alone and say in `task.own` where
 from __future__ import annotations
 
 import difflib
-import importlib.util
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from cispo.errors import ConfigError
+from rollout.calculate_task import CalculateConfig, CalculateTask
 from rollout.chain_task import ChainConfig, ChainTask
 from rollout.digits_task import CountTask, DigitsConfig, ReverseTask, SortTask
 from rollout.gym_datasets import GYM_DATASETS
 from rollout.gym_task import PREFIX, GymConfig, GymTask, name_fault
+from rollout.own_module import load_module
 from rollout.problem import Demonstration, Problem, Task
 from rollout.program_task import ProgramConfig, ProgramTask
 from rollout.puzzle_tasks import Game24Task, KnightsTask, PathTask, PuzzleConfig, Sudoku4Task
@@ -30,6 +28,7 @@ __all__ = ["TASKS", "Demonstration", "Problem", "Task", "TaskParameters", "make_
 TASKS: dict[str, Any] = {
     "chain": ChainTask,
     "program": ProgramTask,
+    "calculate": CalculateTask,
     "reverse": ReverseTask,
     "sort": SortTask,
     "count": CountTask,
@@ -53,6 +52,7 @@ class TaskParameters:
     Attributes:
         chain: sums from left to right modulo 10.
         program: programs from phrases.
+        calculate: arithmetic for a policy with tools.
         reverse, sort, count, copy, modadd: what their digit strings look like.
         xor, brackets, max: how many bits, pairs of brackets or numbers there are.
         game24, sudoku4, knights, path: how large the puzzles are.
@@ -61,6 +61,7 @@ class TaskParameters:
 
     chain: ChainConfig = field(default_factory=ChainConfig)
     program: ProgramConfig = field(default_factory=ProgramConfig)
+    calculate: CalculateConfig = field(default_factory=CalculateConfig)
     reverse: DigitsConfig = field(default_factory=DigitsConfig)
     sort: DigitsConfig = field(default_factory=DigitsConfig)
     count: DigitsConfig = field(default_factory=DigitsConfig)
@@ -108,7 +109,7 @@ def _own_task(name: str, place: str) -> Task:
     """A task from `path/to/file.py:Class` or `package.module:Class`, a class that is built without arguments."""
     module_name, _, class_name = place.partition(":")
     try:
-        task = getattr(_module(module_name), class_name)()
+        task = getattr(load_module(module_name), class_name)()
     except Exception as error:  # a stranger's file may raise anything while it is imported
         raise ConfigError(
             f"The task task.own.{name}={place} cannot be built ({type(error).__name__}: {error}); it must be "
@@ -120,16 +121,3 @@ def _own_task(name: str, place: str) -> Task:
     if task.name != name:
         raise ConfigError(f"The task {place} calls itself {task.name!r}; write task.own.{task.name}={place}.")
     return task
-
-
-def _module(name: str) -> ModuleType:
-    if not name.endswith(".py"):
-        return importlib.import_module(name)
-    # A name that nothing else has: a file random.py must not take the place of Python's.
-    spec = importlib.util.spec_from_file_location(f"cispo_own_{Path(name).stem}", name)
-    assert spec is not None and spec.loader is not None, f"Python has a loader for every .py file, but not for {name}"
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickle look a class's module up by name.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

@@ -9,14 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cispo.errors import ConfigError, InvalidRequest
 from cispo.protocols import ModelState, Scorer
 from cispo.schedule import Schedule, check_schedule
 from cispo.types import Group, Score, Trajectory
-from rollout.engine import Completion, Engine, Request
-from rollout.episode import response_text_ids, single_turn
+from rollout.engine import Engine, Request
+from rollout.episode import response_text_ids
+from rollout.episodes import EndedEpisode, Episodes, Setting
 from rollout.receiver import WeightPackage, verified
 from rollout.requests import Begun, Finished, GroupRequest
 from rollout.sampling import Sampling
@@ -128,11 +131,13 @@ class RolloutWorker:
         scorer: Scorer,
         decode: Callable[[Sequence[int]], str],
         sampling: Sampling,
+        setting: Setting | None = None,
     ) -> None:
         self.engine = engine
         self.scorer = scorer
         self.decode = decode
         self.sampling = sampling
+        self._episodes = Episodes(engine, decode, setting)
         self._under_way: dict[str, _GroupUnderWay] = {}
         self._refused: dict[int, str] = {}
         self._between_steps = Turnstile()
@@ -162,12 +167,14 @@ class RolloutWorker:
             begin = time.monotonic()
             with self._between_steps:
                 has_work = self.engine.has_work
-                for completion in self.engine.step() if has_work else ():
-                    self._begin_to_score(completion, failed)
+                turns = self.engine.step() if has_work else []
+                ended = [episode for turn in turns for episode in self._episodes.after_turn(turn)]
+                for episode in [*ended, *self._episodes.go_on()]:
+                    self._begin_to_score(episode, failed)
             if has_work:
                 num_steps += 1
                 busy_seconds += time.monotonic() - begin
-            elif not self._wait_for_a_score(end):
+            elif not self.engine.has_work and not self._wait_for_others(end):
                 break  # cut: there is nothing to do before the next weights
             done = self._take_done()
             groups += done
@@ -191,47 +198,54 @@ class RolloutWorker:
     def cut(self) -> None:
         """Put everything under way aside until the next weights, so that the engine's memory and time are free."""
         with self._between_steps:
-            for name, group in self._under_way.items():
-                if not group.is_sampled:
-                    self._cut.append(self.engine.snapshot(name))
-                    self.engine.cancel([name])
+            for turn in [turn for name in self._under_way for turn in self._episodes.turns_of(name)]:
+                with suppress(InvalidRequest):  # none of it is in the engine
+                    self._cut.append(self.engine.snapshot(turn))
+                    self.engine.cancel([turn])
 
     def cancel(self, indices: Sequence[int]) -> None:
         """Forget these groups; unknown ones are ignored."""
         names = {str(index) for index in indices}
         with self._between_steps:
-            self.engine.cancel(names)
-            self._cut = [state for state in self._cut if state.meta["request"]["id"] not in names]
+            turns = {turn for name in names for turn in self._episodes.turns_of(name)}
+            self._cut = [state for state in self._cut if state.meta["request"]["id"] not in turns]
+            for name in names:
+                self._episodes.forget(name)
             self._under_way = {name: group for name, group in self._under_way.items() if name not in names}
 
     def snapshot(self) -> dict[int, Begun]:
-        """What there is of every group of the training stream (indices from 0); the work goes on.
-
-        A group that the engine cannot save is left out: it would begin anew.
-        """
-        begun: dict[int, Begun] = {}
+        """What there is of every group of the training stream (indices from 0); the work goes on."""
         with self._between_steps:
-            cut = {state.meta["request"]["id"]: state for state in self._cut}
-            for name, group in self._under_way.items():
-                if group.request.index < 0:
-                    continue
-                try:
-                    state = None if group.is_sampled else cut.get(name) or self.engine.snapshot(name)
-                except InvalidRequest:
-                    continue
-                begun[group.request.index] = Begun(dict(group.trajectories), state)
-        return begun
+            return {
+                group.request.index: Begun(dict(group.trajectories), self._state(name), self._episodes.under_way(name))
+                for name, group in self._under_way.items()
+                if group.request.index >= 0
+            }
+
+    def _state(self, name: str) -> ModelState | None:
+        """The engine's of members in their first turn; None if there are none, or if the engine cannot save them."""
+        for state in self._cut:
+            if state.meta["request"]["id"] == name:
+                return state
+        try:
+            return self.engine.snapshot(name)
+        except InvalidRequest:
+            return None
 
     def close(self) -> None:
-        """End the scorer's helper processes."""
+        """End the environment and the scorer's helper processes."""
+        self._episodes.close()
         self.scorer.close()
 
     def _start(self, group: _GroupUnderWay) -> None:
         """Hand a group to the engine, from where it stood if it was begun before."""
-        begun = group.request.begun
-        if begun is None:
-            self.engine.submit([self._engine_request(group.request)])
+        request, begun = group.request, group.request.begun
+        if begun is None or not begun.has_all(request.num_samples):
+            self._episodes.begin(self._engine_request(request), request.prompt)
             return
+        num_left = request.num_samples - len(begun.trajectories)
+        if num_left:
+            self._episodes.resume(self._engine_request(request), request.prompt, begun.episodes, num_left)
         if begun.state:
             self.engine.resume(begun.state)
         for member, trajectory in begun.trajectories.items():
@@ -243,16 +257,16 @@ class RolloutWorker:
             sampling = replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
         return Request(str(request.index), request.prompt.token_ids, request.num_samples, request.seed, sampling)
 
-    def _begin_to_score(self, completion: Completion, failed: dict[int, str]) -> None:
-        group = self._under_way.get(completion.request_id)
+    def _begin_to_score(self, episode: EndedEpisode, failed: dict[int, str]) -> None:
+        group = self._under_way.get(episode.group)
         if group is None:
             return  # another member failed before
-        if completion.failed:
-            failed[group.request.index] = completion.failed
-            self.engine.cancel([completion.request_id])
-            del self._under_way[completion.request_id]
+        if episode.trajectory is None:
+            failed[group.request.index] = episode.failed
+            self._episodes.forget(episode.group)
+            del self._under_way[episode.group]
             return
-        self._score(group, completion.member, single_turn(group.request.prompt, completion))
+        self._score(group, episode.member, episode.trajectory)
 
     def _score(self, group: _GroupUnderWay, member: int, trajectory: Trajectory) -> None:
         prompt = group.request.prompt
@@ -260,14 +274,17 @@ class RolloutWorker:
         text = self.decode(response_text_ids(trajectory, prompt))
         group.scores[member] = self.scorer.submit(prompt, trajectory, text)
 
-    def _wait_for_a_score(self, end: float) -> bool:
-        """Wait for any pending score; False if there is none to wait for."""
+    def _wait_for_others(self, end: float) -> bool:
+        """Until a score or an environment's answer comes, or an episode is over its time; False if none can."""
         groups = list(self._under_way.values())
         if any(group.is_done for group in groups):
             return True
-        pending = [score for group in groups for score in group.scores.values() if not score.done()]
+        scores = [score for group in groups for score in group.scores.values()]
+        pending: list[Future[Any]] = [future for future in scores if not future.done()]
+        pending += self._episodes.pending
         if pending:
-            wait(pending, timeout=max(0.0, end - time.monotonic()), return_when=FIRST_COMPLETED)
+            timeout = min(end, self._episodes.next_deadline) - time.monotonic()
+            wait(pending, timeout=max(0.0, timeout), return_when=FIRST_COMPLETED)
         return bool(pending)
 
     def _take_done(self) -> list[Group]:

@@ -26,7 +26,7 @@ OWN = {
     "cispo": ("cispo",),
     "cispo/learner": ("cispo", "model"),
     "rewards": ("rewards", "cispo.types", "cispo.errors", "sandbox"),
-    "rollout": ("rollout", "cispo.types", "cispo.errors", "cispo.protocols", "cispo.schedule", "model"),
+    "rollout": ("rollout", "cispo.types", "cispo.errors", "cispo.protocols", "cispo.schedule", "model", "sandbox"),
     "configs": tuple(package for package in PACKAGES if package != "launch"),
     "launch": PACKAGES,
 }

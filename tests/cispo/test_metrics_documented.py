@@ -16,13 +16,20 @@ from cispo.learner.config import LearnerConfig
 from cispo.learner.local import LocalLearner
 from cispo.timer import Timer
 from cispo.trainer import Parts, TrainerConfig, train
-from cispo.types import Harvest, Progress, Score, Verdict
+from cispo.types import Harvest, ObservationSpan, Progress, Score, StopReason, Verdict
 from model.mismatch import KINDS
 from rollout.service import Draw, RolloutService
 from rollout.worker_pool import RolloutConfig
 
 TASKS, REWARD_PARTS = ("chain", "program"), ("answer", "length")
 METRICS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().split("## A line of rollouts")[0]
+
+
+ENDS = (*StopReason, *[StopReason.STOP] * (len(Verdict) - len(StopReason)))
+
+
+def ended(trajectory, reason):
+    return dataclasses.replace(trajectory, stop_reason=reason, observations=(ObservationSpan(3, 4, "python", "OK"),))
 
 
 class Rollouts:
@@ -36,7 +43,8 @@ class Rollouts:
         rewards = [1.0, *[0.0] * (len(Verdict) - 1)]
         group = self.make_group(next(self.indices), rewards, task=task, version=version)
         scores = (Score(r, r > 0, dict.fromkeys(REWARD_PARTS, r), v) for r, v in zip(rewards, Verdict, strict=True))
-        return dataclasses.replace(group, scores=tuple(scores))
+        trajectories = tuple(map(ended, group.trajectories, ENDS))
+        return dataclasses.replace(group, scores=tuple(scores), trajectories=trajectories)
 
     def take(self, num_groups, *, oldest_version, keep):
         groups = tuple(self.make(TASKS[i % 2], oldest_version + 1) for i in range(num_groups))
@@ -108,6 +116,7 @@ def filled_in(name, row):
         "<name>": [verdict.value for verdict in Verdict],
         "<set>": (*TASKS, "all"),
         "<kind>": KINDS,
+        "<reason>": [reason.value for reason in StopReason],
         "<phase>": [phase for phase in phases if phase != "sft"],  # logged before the loop, by the cold start
     }
     (placeholder,) = re.findall(r"<\w+>", name) or [""]

@@ -1,5 +1,6 @@
 """Records of trajectories: aligned streams, nulls for what is not known, whole characters, whole groups."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from cispo.advantage import assign_credit
 from cispo.packing import pack
 from cispo.records import learnt_streams, rollout_record, rollout_records, token_strings
-from cispo.types import Group, Prompt, Score, StopReason, Trajectory, UpdateResult, Verdict
+from cispo.types import Group, ObservationSpan, Prompt, Score, StopReason, Trajectory, UpdateResult, Verdict
 
 
 def decode_letters(ids):
@@ -64,12 +65,24 @@ def test_record_has_every_documented_field():
         "version": 7,
         "stop_reason": "stop",
         "num_tokens": 3,
+        "observations": [],
     }
 
 
 def test_documentation_names_every_field():
     described = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().split("## A line of rollouts")[1]
     assert set(rollout_record(group(), 0, decode_letters)) <= set(re.findall(r"`(\w+)`", described))
+
+
+def test_an_observation_has_its_place_among_the_tokens_of_the_response():
+    spans = (ObservationSpan(3, 4, "python", "OK"), ObservationSpan(5, 5, "shell", "TLE", True, "too slow"))
+    member = dataclasses.replace(trajectory(action_mask=(0, 0, 1, 0, 1)), observations=spans)
+    record = rollout_record(group(rewards=(1.0,), members=(member,)), 0, decode_letters)
+    assert record["observations"] == [
+        {"start": 1, "stop": 2, "tool": "python", "verdict": "OK", "is_error": False, "note": ""},
+        {"start": 3, "stop": 3, "tool": "shell", "verdict": "TLE", "is_error": True, "note": "too slow"},
+    ]
+    assert record["tokens"][1:2] == ["d"] and record["logp"][1] is None
 
 
 def test_observation_and_nonfinite_numbers_are_null():

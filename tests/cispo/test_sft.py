@@ -35,13 +35,21 @@ def cross_entropy(lm, examples):
         first = max(1, len(example.prompt_ids))
         hidden = lm(tokens, torch.arange(len(tokens)), torch.tensor([0, len(tokens)]))
         logits.append(lm.logits(hidden[first - 1 : -1]))
-        targets.append(tokens[first:])
+        targets.append(tokens[first:].clone())
+        for start, stop in example.observed:
+            targets[-1][len(example.prompt_ids) + start - first : len(example.prompt_ids) + stop - first] = -100
     return F.cross_entropy(torch.cat(logits), torch.cat(targets))
 
 
 @pytest.mark.parametrize("max_row_tokens", [6, 100])
 @pytest.mark.parametrize(
-    "examples", [EXAMPLES, [*EXAMPLES, Demonstration((), (3, 1, 4))]], ids=["prompts", "no prompt"]
+    "examples",
+    [
+        EXAMPLES,
+        [*EXAMPLES, Demonstration((), (3, 1, 4))],
+        [*EXAMPLES, Demonstration((4, 4), (5, 6, 7, 8, 9), observed=((1, 3), (4, 5)))],
+    ],
+    ids=["prompts", "no prompt", "observations"],
 )
 def test_gradient_equals_cross_entropy(make_lm, examples, max_row_tokens):
     learner, tracker = LocalLearner(make_lm(dtype="float64"), LearnerConfig()), ListeningTracker()

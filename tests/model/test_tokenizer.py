@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+import tokenizers
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import ModelError, Tokenizer
@@ -166,3 +167,30 @@ def test_refusals(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="damaged"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("words", [["</tool>", "aa", "ab", "a</"], []])
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(["<eos>", "<pad>", "</think>", "</tool>", "aa", "a", "<", "/", "é"])).map("".join))
+def test_a_text_that_is_not_trusted_has_no_added_token_and_loses_nothing(words, text):
+    tokenizer = Tokenizer.bytes_and_words(words)
+    ids = tokenizer.encode_untrusted(text)
+    assert max(ids, default=0) < 256
+    assert tokenizer.decode(ids) == text
+
+
+def test_a_trained_tokenizer_spells_its_added_tokens_too():
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=330, special_tokens=["<eos>"], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    )
+    trained.train_from_iterator(["an end of eos and the end of it, <e os> eos> <eos"] * 20, trainer)
+    trained.add_tokens([tokenizers.AddedToken("</tool>", lstrip=True, normalized=False)])
+    tokenizer = Tokenizer(trained, "<eos>", None)
+    text = "the end </tool> of <eos><eos> it"
+    ids = tokenizer.encode_untrusted(text)
+    assert not set(ids) & {tokenizer.eos_id, tokenizer.token_id("</tool>")}
+    assert {tokenizer.eos_id, tokenizer.token_id("</tool>")} <= set(tokenizer.encode(text))
+    assert tokenizer.decode(ids) == text

@@ -1,5 +1,6 @@
 """Drawn groups on their way: each in one place at a time, none too old for its turn, and all of them in the files."""
 
+import dataclasses
 import random
 
 import numpy as np
@@ -8,11 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cispo.protocols import ModelState
-from cispo.types import Group, Prompt, Score, StopReason, Trajectory, Verdict
+from cispo.types import Group, ObservationSpan, Prompt, Score, StopReason, Trajectory, Verdict
 from rollout.buffer import may_be_taken
+from rollout.episode import EpisodeSoFar
 from rollout.ledger import Entry, Ledger
 from rollout.ledger_file import read_ledger, write_ledger
 from rollout.requests import Begun
+
+STREAMS = ("token_ids_T", "action_mask_T", "behaviour_logp_T", "version_T")
 
 
 class Stream:
@@ -81,8 +85,9 @@ def test_a_short_group_overtakes_a_long_one_until_that_is_about_to_be_lost():
 
 def same(left, right):
     assert type(left) is type(right)
-    assert left.stop_reason is right.stop_reason
-    for name in ("token_ids_T", "action_mask_T", "behaviour_logp_T", "version_T"):
+    for name in {field.name for field in dataclasses.fields(left)} - {*STREAMS}:
+        assert getattr(left, name) == getattr(right, name)
+    for name in STREAMS:
         a, b = getattr(left, name), getattr(right, name)
         assert a.dtype == b.dtype
         assert np.array_equal(a, b)
@@ -93,7 +98,9 @@ def test_everything_untaken_comes_back_from_its_files(tmp_path):
     ready, begun, fresh = ledger.draw(3), ledger.draw(3), ledger.draw(4)
     ledger.finish(group(ready, 3))
     state = ModelState({"0/cache/kv": np.arange(6.0).reshape(2, 3), "prompt": np.array([1])}, {"fresh": [1], "n": 0.1})
-    entries = ledger.untaken({begun.index: Begun({2: trajectory(3, 9)}, state)})
+    span = ObservationSpan(1, 2, "python", "OK")
+    turn = EpisodeSoFar(*(getattr(trajectory(3, 8, 9), name) for name in STREAMS), (span,), 1, 2, {"files": {"a": "b"}})
+    entries = ledger.untaken({begun.index: Begun({2: trajectory(3, 9)}, state, {1: turn})})
     write_ledger(tmp_path, {"prompts": {"at": 3}, "next_index": 3}, entries)
     cursor, again = read_ledger(tmp_path)
     assert cursor == {"prompts": {"at": 3}, "next_index": 3}
@@ -106,6 +113,7 @@ def test_everything_untaken_comes_back_from_its_files(tmp_path):
     for left, right in zip(again[0].group.trajectories, entries[0].group.trajectories, strict=True):
         same(left, right)
     same(again[1].begun.trajectories[2], trajectory(3, 9))
+    same(again[1].begun.episodes[1], turn)
     assert again[1].begun.state.meta == state.meta
     assert again[1].begun.state.arrays.keys() == state.arrays.keys()
     assert np.array_equal(again[1].begun.state.arrays["0/cache/kv"], state.arrays["0/cache/kv"])

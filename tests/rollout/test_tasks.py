@@ -6,6 +6,7 @@ import re
 import pytest
 
 from cispo.errors import ConfigError
+from rollout.calculate_task import CalculateConfig, CalculateTask, value_of
 from rollout.chain_task import ChainConfig, ChainTask
 from rollout.digits_task import CountTask, DigitsConfig, ReverseTask, SortTask
 from rollout.problem import Problem
@@ -226,6 +227,7 @@ def test_same_generator_same_problem(name):
 def test_same_text_same_reference(name):
     """In a small space, the draws repeat."""
     shortest = {"chain": ChainConfig(2, 2), "program": ProgramConfig(2, 2), "game24": PuzzleConfig(4, 4)}
+    shortest |= {"calculate": CalculateConfig(2, 2, 3)}
     shortest |= {"knights": PuzzleConfig(3, 3), "path": PuzzleConfig(3, 3), "sudoku4": PuzzleConfig(2, 2)}
     task, rng, known = TASKS[name](shortest.get(name, DigitsConfig(2, 2))), random.Random(6), {}
     for _ in range(DRAWS):
@@ -239,6 +241,7 @@ def test_every_word_is_used(name):
     task, rng = task_named(name), random.Random(7)
     examples = [task.demonstration(rng) for _ in range(DRAWS)]
     text = "".join(example.prompt_text + example.completion_text for example in examples)
+    text += "".join(answer for example in examples for _, answer in example.later)
     assert all(text.count(word) >= DRAWS for word in task.words())
 
 
@@ -256,6 +259,7 @@ def test_prompts_of_different_tasks_never_meet():
     [
         (ChainTask(ChainConfig(min_length=2, max_length=3, min_operand=1, max_operand=2)), 10 * 4 + 10 * 16),
         (ProgramTask(ProgramConfig(min_operands=2, max_operands=2, max_digit=3)), 3 * (25 - 9)),
+        (CalculateTask(CalculateConfig(2, 3, 3)), 2**2 * 3 + 2**3 * 9),
         (ReverseTask(DigitsConfig(2, 2)), 81),
         (SortTask(DigitsConfig(2, 2)), 81),
         (CountTask(DigitsConfig(2, 2)), 729),
@@ -275,6 +279,31 @@ def test_number_of_prompts_of_the_default_tasks():
         "chain": 10 * (4**2 + 4**3 + 4**4),
         "program": 3 * (11**2 - 9**2) + 9 * (11**3 - 9**3) + 27 * (11**4 - 9**4),
     }
+
+
+def test_calculate_agrees_with_python():
+    task, rng = CalculateTask(CalculateConfig(max_operands=5)), random.Random(1)
+    for _ in range(DRAWS):
+        problem = task.problem(rng)
+        assert re.fullmatch(r"calc:\d+([+*-]\d+)+=", problem.text)
+        assert problem.reference == str(eval(problem.text[5:-1]))
+    assert value_of("9-2*3-1+2") == 4
+
+
+def test_calculate_shows_guesses_and_calls_whose_results_are_python_s():
+    task, rng = CalculateTask(CalculateConfig(guess_fraction=0.3, slip_fraction=0.4)), random.Random(2)
+    shown = [task.demonstration(rng) for _ in range(4 * DRAWS)]
+    calls = [example for example in shown if example.later]
+    assert 0.6 < len(calls) / len(shown) < 0.8
+    slips = 0
+    for example in calls:
+        called = re.fullmatch(r"<tool:python>print\((.*)\)</tool>", example.completion_text)[1]
+        ((observation, answer),) = example.later
+        assert observation.text == f"{eval(called)}\n" and answer == f"\\boxed{{{eval(called)}}}"
+        asked = example.prompt_text[5:-1]
+        assert len(asked) == len(called) and sum(a != b for a, b in zip(asked, called, strict=True)) <= 1
+        slips += asked != called
+    assert 0.3 < slips / len(calls) < 0.5
 
 
 OWN = """
@@ -329,6 +358,9 @@ def test_a_task_of_ones_own_that_cannot_work_is_refused(tmp_path, monkeypatch, n
         (lambda: ChainConfig(max_operand=10), "10"),
         (lambda: ChainConfig(slip_fraction=1.5), "slip_fraction"),
         (lambda: DigitsConfig(max_length=10), "max_length"),
+        (lambda: CalculateConfig(min_operands=1), "min_operands"),
+        (lambda: CalculateConfig(max_operand=1), "max_operand"),
+        (lambda: CalculateConfig(slip_fraction=2), "slip_fraction"),
         (lambda: DigitsConfig(random_fraction=2), "random_fraction"),
         (lambda: ProgramConfig(max_operands=5), "max_operands"),
         (lambda: ProgramConfig(max_digit=0), "max_digit"),
