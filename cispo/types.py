@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # metrics need torch; prompts, rewards and their helper proce
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+Choices = NDArray[np.uint8] | NDArray[np.int16]
+"""Experts that routers chose, [T, L, k]; the largest number of the dtype where nothing was recorded."""
 
 
 class StopReason(StrEnum):
@@ -78,6 +80,7 @@ class Trajectory:
         behaviour_logp_T: float32, log-probability under the distribution sampled from; 0 where not an action.
         version_T: int64, version of the policy that sampled each token; -1 where not an action.
         stop_reason: why it ended.
+        experts_TLk: the experts that each token visited while it was sampled from, if the engine recorded them.
     """
 
     token_ids_T: Ints
@@ -85,6 +88,7 @@ class Trajectory:
     behaviour_logp_T: Floats
     version_T: Ints
     stop_reason: StopReason
+    experts_TLk: Choices | None = None
 
     @property
     def num_actions(self) -> int:
@@ -177,6 +181,7 @@ class Sample:
         behaviour_logp_T: float32, 0 outside the mask.
         advantage_T: float32, 0 outside the mask.
         version_T: int64, as in Trajectory.
+        experts_TLk: as in Trajectory: what the learner's routers are told to choose.
     """
 
     group: int
@@ -186,6 +191,7 @@ class Sample:
     behaviour_logp_T: Floats
     advantage_T: Floats
     version_T: Ints
+    experts_TLk: Choices | None = None
 
     @property
     def num_learnt(self) -> int:
@@ -204,6 +210,10 @@ class PackedRow:
         weight_T: float32, the aggregation over the *whole update*; a sum of weight * x is the wanted mean of x.
         members: for each of the N sequences the (group, member) that it is.
         age_T: int64, versions between the policy that sampled the token and the one that learns; -1 if not an action.
+        share: its tokens over those of the update.
+        proximal_logp_T: float32, under the weights at the start of the step: what the ratio is against, if given
+            (cispo/correction.py). NaN where not learnt from.
+        experts_TLk: as in Sample.
     """
 
     tokens_T: Ints
@@ -216,6 +226,8 @@ class PackedRow:
     age_T: Ints
     members: tuple[tuple[int, int], ...]
     share: float
+    proximal_logp_T: Floats | None = None
+    experts_TLk: Choices | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -130,7 +130,8 @@ def make_worker(config: RunConfig, sandboxes: SandboxActors | None = None) -> Ro
 
     torch.set_num_threads(config.cluster.num_threads)
     tokenizer = make_tokenizer(config)
-    engine = HybridEngine(make_policy(config, tokenizer).lm(), config.engine)
+    records = config.correction.replay_experts
+    engine = HybridEngine(make_policy(config, tokenizer).lm(), config.engine, records_experts=records)
     return RolloutWorker(engine, make_rewards(config, sandboxes), tokenizer.decode, make_sampling(config, tokenizer))
 
 

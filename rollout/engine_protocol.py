@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from cispo.protocols import ModelState, WeightStream
-from cispo.types import Bools, Floats, Ints, StopReason
+from cispo.types import Bools, Choices, Floats, Ints, StopReason
 from rollout.sampling import Sampling
 
 TokenIds = Sequence[int] | Ints
@@ -70,7 +70,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """The new tokens of one member of a request; all arrays have one entry per new token.
+    """The new tokens of one member of a request; all arrays but the last have one entry per new token.
 
     Attributes:
         request_id, member: whose it is; member counts from 0.
@@ -81,6 +81,8 @@ class Completion:
         stop_reason: why it ended; LENGTH when it failed, for it was cut short.
         failed: why the sequence could not go on, e.g. NaN logits, or "". What came before is kept, but do not learn
             from it.
+        experts_TLk: of an engine that records them, the experts that each token of prompt and answer visited (see
+            `cispo.types.Choices`).
     """
 
     request_id: str
@@ -91,6 +93,7 @@ class Completion:
     action_mask: Bools
     stop_reason: StopReason
     failed: str = ""
+    experts_TLk: Choices | None = None
 
 
 class Engine(Protocol):

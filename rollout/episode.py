@@ -26,6 +26,7 @@ def single_turn(prompt: Prompt, completion: Completion) -> Trajectory:
         behaviour_logp_T=after_prompt(np.where(actions_T, completion.logp, 0.0), 0.0, np.float32),
         version_T=after_prompt(np.where(actions_T, completion.version, -1), -1, np.int64),
         stop_reason=completion.stop_reason,
+        experts_TLk=completion.experts_TLk,
     )
 
 
