@@ -25,14 +25,12 @@ def test_a_run_with_the_proximal_ratio(tmp_path, small):
 
 def test_a_run_that_replays_experts(tmp_path, small):
     """Within a step without staleness the first update sees the sampler's weights: hardly a choice would differ."""
-    assert main(["train", *small(tmp_path, "name=b", "steps=2", "correction.replay_experts=true")]) == 0
+    more = ("steps=2", "correction.replay_experts=true")
+    assert main(["train", *small(tmp_path, "name=b", *more)]) == 0
     for step in steps_of(tmp_path / "b"):
         assert 0 <= step["moe/replay_changed_fraction"] < 0.2
         assert step["mismatch/logp_abs_diff_max"] < 1e-4
-    assert (
-        main(["train", *small(tmp_path, "name=c", "steps=2", "updates_per_step=1", "correction.replay_experts=true")])
-        == 0
-    )
+    assert main(["train", *small(tmp_path, "name=c", "updates_per_step=1", *more)]) == 0
     assert all(step["moe/replay_changed_fraction"] < 1e-3 for step in steps_of(tmp_path / "c"))
 
 
