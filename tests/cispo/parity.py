@@ -4,6 +4,7 @@ The reference is LocalLearner in one process, whose updates test_learner.py comp
 """
 
 import dataclasses
+import functools
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,7 @@ def learn(learner, batches, settings=SETTINGS, shard=0, num_shards=1):
 CORRECTION = CorrectionConfig(ratio_against="proximal", tis_cap=1.4, token_mask_below=0.3, sequence_mask_above=2.0)
 
 
+@functools.cache
 def make_corrected_batches():
     """`make_batches` with recorded experts, not all of them, and weights corrected by the local learner's word."""
     rng, batches = np.random.default_rng(1), []
@@ -122,10 +124,14 @@ def learn_corrected(learner, settings=SETTINGS, shard=0, num_shards=1):
     return proximal, learn(learner, make_corrected_batches(), settings, shard, num_shards)
 
 
+@functools.cache
+def _corrected_reference(settings):
+    return reference(make_corrected_batches(), settings)
+
+
 def assert_corrected_agree(config, by_rank, settings=SETTINGS, tolerance=1e-5):
     """What all ranks' `learn_corrected` returned, against the local learner in one process."""
-    batches = make_corrected_batches()
-    wanted = reference(batches, settings)
+    batches, wanted = make_corrected_batches(), _corrected_reference(settings)
     found = together(config, [found for _, found in by_rank], batches)
     assert_agree(found, wanted, tolerance)
     for metrics, expected in zip(found.metrics, wanted.metrics, strict=True):
