@@ -90,4 +90,5 @@ def _sample(group: int, member: int, trajectory: Trajectory, advantage: float) -
         behaviour_logp_T=np.where(mask_T, trajectory.behaviour_logp_T, 0.0).astype(np.float32),
         advantage_T=np.where(mask_T, advantage, 0.0).astype(np.float32),
         version_T=trajectory.version_T,
+        experts_TLk=trajectory.experts_TLk,
     )

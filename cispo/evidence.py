@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ def save_batch(batch: PackedBatch, path: Path) -> None:
         f"{number}/{field.name}": np.asarray(getattr(row, field.name))
         for number, row in enumerate(batch.rows)
         for field in dataclasses.fields(row)
+        if getattr(row, field.name) is not None
     }
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
@@ -27,11 +29,11 @@ def load_batch(path: Path) -> PackedBatch:
         arrays = {name: file[name] for name in file.files}
     num_rows = 1 + max(int(name.split("/")[0]) for name in arrays)
     names = [field.name for field in dataclasses.fields(PackedRow)]
-    rows = [{name: arrays[f"{number}/{name}"] for name in names} for number in range(num_rows)]
+    rows = [{name: arrays.get(f"{number}/{name}") for name in names} for number in range(num_rows)]
     return PackedBatch(tuple(_row(values) for values in rows))
 
 
-def _row(values: dict[str, np.ndarray]) -> PackedRow:
+def _row(values: dict[str, Any]) -> PackedRow:
     members = tuple((int(group), int(member)) for group, member in values.pop("members"))
     share = float(values.pop("share"))
     return PackedRow(**values, members=members, share=share)

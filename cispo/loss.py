@@ -198,6 +198,24 @@ def mismatch_metrics(logp_T: Tensor, behaviour_logp_T: Tensor, fresh_T: Tensor) 
     }
 
 
+def in_flight_metrics(logp_T: Tensor, behaviour_logp_T: Tensor, in_flight_T: Tensor) -> dict[str, Metric]:
+    """The same on tokens that these weights sampled in sequences that older ones began (in_flight_T, bool [T]).
+
+    They went on over states and keys of the older weights, so this difference is not zero: it is what new weights in
+    flight cost.
+    """
+    log_ratio_T = logp_T.detach() - behaviour_logp_T.detach()
+    return {
+        "mismatch/in_flight_kl": Mean.of(_k3(log_ratio_T), in_flight_T),
+        "mismatch/in_flight_logp_abs_diff_mean": Mean.of(log_ratio_T.abs(), in_flight_T),
+    }
+
+
+def drift_metrics(logp_T: Tensor, behaviour_logp_T: Tensor, mask_T: Tensor) -> dict[str, Metric]:
+    """`drift/kl` where the objective's ratio is against another policy: KL(behaviour || current) all the same."""
+    return {"drift/kl": Mean.of(_k3((logp_T.detach() - behaviour_logp_T).clamp(max=MAX_LOG_RATIO)), mask_T)}
+
+
 def _k3(log_ratio_T: Tensor) -> Tensor:
     """r - 1 - log r, float64: of log-ratios around 1e-6 the plain float32 form is nothing but rounding."""
     log_ratio_T = log_ratio_T.double()

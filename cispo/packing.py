@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cispo.errors import ConfigError
-from cispo.types import Floats, PackedBatch, PackedRow, Sample
+from cispo.types import Choices, Floats, PackedBatch, PackedRow, Sample
 
 AGGREGATIONS: tuple[str, ...] = ("prompt", "token", "sample", "sample_and_token")
 
@@ -144,4 +144,20 @@ def _row(samples: Sequence[Sample], weights: Sequence[float], version: int, tota
         age_T=np.where(version_T >= 0, version - version_T, -1).astype(np.int64, copy=False),
         members=tuple((sample.group, sample.member) for sample in samples),
         share=sum(lengths) / total_tokens,
+        experts_TLk=_experts(samples),
     )
+
+
+def _experts(samples: Sequence[Sample]) -> Choices | None:
+    """The records end to end; a sample without one among others that have theirs gets an empty one."""
+    recorded = next((sample.experts_TLk for sample in samples if sample.experts_TLk is not None), None)
+    if recorded is None:
+        return None
+    nothing = np.iinfo(recorded.dtype).max
+    parts = [
+        np.full((len(sample.tokens_T), *recorded.shape[1:]), nothing, recorded.dtype)
+        if sample.experts_TLk is None
+        else sample.experts_TLk
+        for sample in samples
+    ]
+    return np.concatenate(parts)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cispo.optimizer import OptimizerConfig
 from cispo.types import (
+    Floats,
     Group,
     Harvest,
     PackedBatch,
@@ -97,6 +98,9 @@ class Learner(Protocol):
 
     def update(self, batch: PackedBatch, settings: UpdateSettings) -> UpdateResult:
         """Make one optimizer update, or say in the result why not."""
+
+    def logp(self, batch: PackedBatch, temperature: float) -> tuple[Floats, ...]:
+        """For each row float32 [T], the present weights' log-probabilities of its learnt tokens; NaN elsewhere."""
 
     def weights(self) -> WeightStream:
         """The present weights, in the checkpoint's names."""

@@ -8,14 +8,15 @@ cluster, synchronously (max_staleness 0) or with workers running ahead.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cispo.advantage import NORMALISATIONS, assign_credit, has_signal
+from cispo.alarms import AlarmConfig, Alarms, warn_of_drift
+from cispo.correction import CorrectionConfig, correct
 from cispo.describe import describe, num_trained
 from cispo.errors import CispoError, ConfigError, NoSignal
 from cispo.evidence import save_batch
@@ -27,8 +28,6 @@ from cispo.records import Decode, learnt_streams, rollout_records
 from cispo.schedule import Schedule, check_schedule, value_at
 from cispo.timer import Timer
 from cispo.types import Harvest, PackedBatch, Progress, UpdateResult, UpdateSettings
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,8 @@ class TrainerConfig:
         kl_step: scale an update's learning rate by min(1, kl_step / KL); 0 is off.
         max_barren_steps: stop after so many steps in a row without any group to learn from.
         max_nonfinite_updates: stop when so many updates in a row were skipped for a NaN or an infinity.
+        correction: how the difference between the policy that sampled and the one that learns is corrected.
+        alarms: when mismatch or capped ratios are worth a warning.
     """
 
     steps: int = 100
@@ -73,6 +74,8 @@ class TrainerConfig:
     kl_step: float = 0.0
     max_barren_steps: int = 10
     max_nonfinite_updates: int = 3
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
 
     def __post_init__(self) -> None:
         faults = [
@@ -167,7 +170,7 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
     if progress.step == 0:
         begin = time.perf_counter()
         tracker.log(0, {**parts.evaluator.evaluate(), "timing_s/evaluate": time.perf_counter() - begin})
-    save_seconds = 0.0
+    save_seconds, alarms = 0.0, Alarms(config.alarms)
     while progress.step < config.steps:
         timer = Timer(save=save_seconds)
         with timer("rollout"):
@@ -184,6 +187,10 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
                 num_ranks=learner_config.num_shards,
                 version=progress.step,
             )
+        corrections: dict[str, float] = {}
+        if config.correction.needs_proximal:
+            with timer("proximal"):
+                batches, corrections = correct(learner, batches, config.correction, temperature)
         with timer("update"):
             updates = make_updates(learner, batches, config.settings(learner_config, progress.step, temperature))
         check_updates(config, progress, batches, updates, parts.evidence)
@@ -192,8 +199,9 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
         progress = progress.after(harvest, updates, trained_tokens)
         with timer("publish"):
             weights.publish(learner, version=progress.step)
-        metrics = describe(harvest, batches, updates) | dict(rollouts.metrics())
-        warn_of_drift(config, progress, metrics)
+        metrics = describe(harvest, batches, updates) | corrections | dict(rollouts.metrics())
+        warn_of_drift(progress.step, metrics, config.kl_warn)
+        metrics |= alarms.look(progress.step, metrics)
         if progress.step == config.steps or due(config.eval_every, progress.step):
             with timer("evaluate"):
                 metrics |= parts.evaluator.evaluate()
@@ -279,19 +287,6 @@ def longest_nonfinite_run(before: int, updates: Sequence[UpdateResult]) -> int:
         run = run + 1 if update.skipped == "nonfinite" else 0
         longest = max(longest, run)
     return longest
-
-
-def warn_of_drift(config: TrainerConfig, progress: Progress, metrics: Mapping[str, float]) -> None:
-    """CISPO has no trust region: tell people when the policy leaves the one that sampled, before it collapses."""
-    kl = metrics.get("drift/kl_p95", 0.0)
-    if kl > config.kl_warn:
-        log.warning(
-            "step %d: drift/kl_p95 is %.3g, above kl_warn=%g; runs that stay there tend to collapse. Lower learner.lr "
-            "or updates_per_step, or set kl_stop, kl_step or the mask (docs/algorithm.md).",
-            progress.step,
-            kl,
-            config.kl_warn,
-        )
 
 
 def due(every: int, step: int) -> bool:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # metrics need torch; prompts, rewards and their helper proce
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+Choices = NDArray[np.uint8] | NDArray[np.int16]
+"""Experts that routers chose, [T, L, k]; the largest number of the dtype where nothing was recorded."""
 
 
 class StopReason(StrEnum):
@@ -107,6 +109,7 @@ class Trajectory:
         version_T: int64, version of the policy that sampled each token; -1 where not an action.
         stop_reason: why it ended.
         observations: what the environment answered, in order; the turns are what stands between them.
+        experts_TLk: the experts that each token visited while it was sampled from, if the engine recorded them.
     """
 
     token_ids_T: Ints
@@ -115,6 +118,7 @@ class Trajectory:
     version_T: Ints
     stop_reason: StopReason
     observations: tuple[ObservationSpan, ...] = ()
+    experts_TLk: Choices | None = None
 
     @cached_property
     def num_actions(self) -> int:
@@ -212,6 +216,7 @@ class Sample:
         behaviour_logp_T: float32, 0 outside the mask.
         advantage_T: float32, 0 outside the mask.
         version_T: int64, as in Trajectory.
+        experts_TLk: as in Trajectory: what the learner's routers are told to choose.
     """
 
     group: int
@@ -221,6 +226,7 @@ class Sample:
     behaviour_logp_T: Floats
     advantage_T: Floats
     version_T: Ints
+    experts_TLk: Choices | None = None
 
     @cached_property
     def num_learnt(self) -> int:
@@ -239,6 +245,10 @@ class PackedRow:
         weight_T: float32, the aggregation over the *whole update*; a sum of weight * x is the wanted mean of x.
         members: for each of the N sequences the (group, member) that it is.
         age_T: int64, versions between the policy that sampled the token and the one that learns; -1 if not an action.
+        share: its tokens over those of the update.
+        proximal_logp_T: float32, under the weights at the start of the step: what the ratio is against, if given
+            (cispo/correction.py). NaN where not learnt from.
+        experts_TLk: as in Sample.
     """
 
     tokens_T: Ints
@@ -251,6 +261,8 @@ class PackedRow:
     age_T: Ints
     members: tuple[tuple[int, int], ...]
     share: float
+    proximal_logp_T: Floats | None = None
+    experts_TLk: Choices | None = None
 
     @property
     def num_tokens(self) -> int:

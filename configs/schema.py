@@ -161,11 +161,33 @@ def explain(config: RunConfig) -> list[str]:
     ]
     if config.learner.num_ranks > 1:
         lines.append(_learner_text(config.learner))
+    lines += _correction_texts(config)
     if config.updates_per_step == 1 and config.max_staleness == 0:
         lines.append(
             "warning: with one update per step and no staleness every ratio is 1, so ratio_cap, ratio_floor and the "
             "mask do nothing; raise updates_per_step or max_staleness if you meant to train off-policy"
         )
+    return lines
+
+
+def _correction_texts(config: RunConfig) -> list[str]:
+    correction, lines = config.correction, []
+    if correction.ratio_against == "proximal":
+        lines.append(
+            f"the ratio is against the weights at the start of the step; each token also weighs "
+            f"min(proximal/behaviour, {correction.cap:g})"
+        )
+    if correction.ratio_against == "proximal" and config.updates_per_step == 1 and config.max_staleness > 0:
+        lines.append(
+            "warning: with one update per step the ratio against the proximal policy is always 1, so ratio_cap, "
+            "ratio_floor and the mask do nothing; raise updates_per_step or take correction.ratio_against=behaviour"
+        )
+    for kind, is_on in (("token", correction.masks_tokens), ("sequence", correction.masks_sequences)):
+        if is_on:
+            below, above = getattr(correction, f"{kind}_mask_below"), getattr(correction, f"{kind}_mask_above")
+            lines.append(f"{kind}s whose proximal/behaviour is outside [{below:g}, {above:g}] are rejected")
+    if correction.replay_experts:
+        lines.append("the experts visited in sampling are visited in learning")
     return lines
 
 

@@ -136,7 +136,8 @@ def make_worker(config: RunConfig, sandboxes: SandboxActors | None = None) -> Ro
 
     torch.set_num_threads(config.cluster.num_threads)
     tokenizer = make_tokenizer(config)
-    engine = HybridEngine(make_policy(config, tokenizer).lm(), config.engine)
+    records = config.correction.replay_experts
+    engine = HybridEngine(make_policy(config, tokenizer).lm(), config.engine, records_experts=records)
     open_pool = functools.cache(lambda: make_worker_pool(config, sandboxes))
     setting = make_setting(config, tokenizer, open_pool)
     rewards = make_rewards(config, sandboxes, open_pool=open_pool)

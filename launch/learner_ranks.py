@@ -18,7 +18,7 @@ from cispo.learner.shards import deal, gather_logp
 from cispo.learner.shared import SharedLearner
 from cispo.optimizer import OptimizerConfig
 from cispo.protocols import WeightStream
-from cispo.types import PackedBatch, Trajectory, UpdateResult, UpdateSettings
+from cispo.types import Floats, PackedBatch, Trajectory, UpdateResult, UpdateSettings
 from launch.actors import Handle
 from launch.messages import is_message
 from rollout.receiver import WeightPackage, make_package
@@ -108,17 +108,28 @@ class LearnerRanks:
 
     def update(self, batch: PackedBatch, settings: UpdateSettings) -> UpdateResult:
         """See Learner; each rank gets its own rows only."""
+        results: list[UpdateResult] = self._deal("update", batch, settings)
+        return dataclasses.replace(results[0], logp_rows=self._gather(batch, [r.logp_rows for r in results]))
+
+    def logp(self, batch: PackedBatch, temperature: float) -> tuple[Floats, ...]:
+        """See Learner; each rank gets its own rows only."""
+        return self._gather(batch, self._deal("logp", batch, temperature))
+
+    def _deal(self, method: str, batch: PackedBatch, argument: Any) -> list[Any]:
+        """A call of a batch's rows, of which each rank gets its own; what every rank returned."""
         shards = deal(batch, self.config.num_shards)
-        place = [self.config.shard_of(rank) for rank in range(len(self.handles))]
         calls = [
-            handle.call("call", "update", shards[shard], settings)
-            for handle, shard in zip(self.handles, place, strict=True)
+            handle.call("call", method, shards[self.config.shard_of(rank)], argument)
+            for rank, handle in enumerate(self.handles)
         ]
-        results: list[UpdateResult] = self._await("update", calls)
-        logp: list[list[Any]] = [[] for _ in shards]
-        for shard, result in zip(place, results, strict=True):
-            logp[shard].append(result.logp_rows)
-        return dataclasses.replace(results[0], logp_rows=gather_logp(batch, logp))
+        return self._await(method, calls)
+
+    def _gather(self, batch: PackedBatch, by_rank: Sequence[tuple[Floats, ...]]) -> tuple[Floats, ...]:
+        """The rows of `batch` from what each rank knows of its own."""
+        shards: list[list[tuple[Floats, ...]]] = [[] for _ in range(self.config.num_shards)]
+        for rank, rows in enumerate(by_rank):
+            shards[self.config.shard_of(rank)].append(rows)
+        return gather_logp(batch, shards)
 
     def weights(self) -> WeightStream:
         """See Learner; all at once, because an iterator cannot cross a process border."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from model.config import HybridConfig
 from model.errors import ModelError
 from model.families import kept_by_layer
+from model.replay import ChoiceLog, record_dtype
 
 Slots = Tensor | Sequence[int]
 Pools = dict[int, Tensor]
@@ -75,6 +76,8 @@ class HybridCache:
         growing: name -> layer -> [S, K, M, d] in `dtype`, what is kept of every token.
         states: the constant pools named "state", of layers with a decay: [S, H, d, d].
         keys, values: the growing pools of these names, of softmax layers.
+        records_experts: the growing pool "experts" of layer 0 keeps, for all L layers with routers, which k experts
+            each token visited: [S, L, M, k] in a dtype of `record_dtype`. So a record goes wherever a state goes.
     """
 
     def __init__(
@@ -84,6 +87,8 @@ class HybridCache:
         max_length: int,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        *,
+        records_experts: bool = False,
     ) -> None:
         if num_slots <= 0 or max_length <= 0:
             raise ModelError(
@@ -101,6 +106,11 @@ class HybridCache:
             for name, (heads, width) in kept.tokens.items():
                 shape = (num_slots, heads, max_length, width)
                 self.growing[name][layer] = _untouched_zeros(shape, dtype, device)
+        self.records_experts = records_experts
+        if records_experts:
+            num_routers = config.num_hidden_layers - config.first_k_dense_replace
+            record_shape = (num_slots, num_routers, max_length, config.num_experts_per_tok)
+            self.growing["experts"][0] = _untouched_zeros(record_shape, record_dtype(config.num_local_experts), device)
         self.states = self.constant["state"]
         self.keys, self.values = self.growing["keys"], self.growing["values"]
 
@@ -157,6 +167,15 @@ class HybridCache:
                 f"A snapshot must have the shapes of this model's cache, but {wrong[0]} is {found.get(wrong[0])} "
                 f"where {wanted.get(wrong[0])} is needed ({len(wrong)} differ); use one made with the same model."
             )
+
+    def record(self, choices: ChoiceLog, slots_T: Tensor, position_T: Tensor, wanted_N: Tensor | None = None) -> None:
+        """Keep what was chosen for the tokens at these places; see `ChoiceLog.record` for `wanted_N`."""
+        pool = self.growing["experts"][0]
+        pool[slots_T, :, position_T] = choices.record(pool.dtype, len(slots_T), wanted_N)
+
+    def experts(self, slot: int) -> Tensor:
+        """A copy, on the CPU, of the record of all tokens that `slot` has seen, [T, L, k]."""
+        return self.growing["experts"][0][slot, :, : int(self.length_S[slot])].transpose(0, 1).cpu().contiguous()
 
     def bytes(self) -> int:
         """Memory of all pools once every slot is full, in bytes; on the CPU, places never written cost nothing."""

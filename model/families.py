@@ -63,13 +63,13 @@ def _minimax_rules(config: HybridConfig, layer: int) -> tuple[ResidualRule, Resi
 def _bailing_channel_mixer(config: HybridConfig, layer: int) -> ChannelMixer:
     if layer < config.first_k_dense_replace:
         return DenseMLP(config, config.dense_intermediate_size)
-    return SharedMoE(config)
+    return SharedMoE(config, layer - config.first_k_dense_replace)
 
 
 FAMILIES = {
     "minimax": Family(
         mixers=(LightningAttention, SoftmaxAttention),
-        channel_mixer=lambda config, layer: MoE(config),
+        channel_mixer=MoE,
         rules=_minimax_rules,
     ),
     "bailing_linear": Family(

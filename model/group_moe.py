@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from model.config import HybridConfig
 from model.kernels.packed import Linear
 from model.moe import MoE, Router, Routing
+from model.replay import ChoiceLog, Prescription
 
 TINY = 1e-20
 """Added to a sum of scores before dividing by it, as in the source."""
@@ -37,7 +38,7 @@ class DenseMLP(nn.Module):
         self.up_proj = Linear(config.hidden_size, inner, dtype=config.dtype)
         self.down_proj = Linear(inner, config.hidden_size, dtype=config.dtype)
 
-    def forward(self, x_TD: Tensor, routing: Routing | None = None) -> Tensor:
+    def forward(self, x_TD: Tensor, routing: Routing | ChoiceLog | None = None) -> Tensor:
         """[T, D] -> [T, D]; there is nothing to route."""
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
         return out
@@ -53,10 +54,12 @@ class GroupRouter(Router):
         bias_E = torch.zeros(config.num_local_experts, dtype=self.weight.dtype)
         self.expert_bias = nn.Parameter(bias_E, requires_grad=False)
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x_TD: Tensor, prescribe: Prescription | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """-> score shares [T, E] that sum to 1, weights [T, k], experts int64 [T, k]; float32 at least."""
         score_TE = torch.sigmoid(F.linear(x_TD.to(self.weight.dtype), self.weight))
         expert_Tk = self._choose(score_TE.detach() + self.expert_bias)
+        if prescribe is not None:
+            expert_Tk = prescribe(expert_Tk)
         weight_Tk = score_TE.gather(1, expert_Tk)
         if self.num_chosen > 1:
             weight_Tk = weight_Tk / (weight_Tk.sum(-1, keepdim=True) + TINY)
@@ -76,12 +79,12 @@ class GroupRouter(Router):
 class SharedMoE(MoE):
     """Routed experts plus, on every token, the shared ones, which are one wider expert."""
 
-    def __init__(self, config: HybridConfig) -> None:
-        super().__init__(config, GroupRouter(config))
+    def __init__(self, config: HybridConfig, layer: int = 0) -> None:
+        super().__init__(config, layer, GroupRouter(config))
         shared = config.num_shared_experts * config.intermediate_size
         self.shared_experts = DenseMLP(config, shared) if shared else None
 
-    def forward(self, x_TD: Tensor, routing: Routing | None = None) -> Tensor:
+    def forward(self, x_TD: Tensor, routing: Routing | ChoiceLog | None = None) -> Tensor:
         """[T, D] -> [T, D]; tells `routing` what was decided."""
         routed = super().forward(x_TD, routing)
         return routed if self.shared_experts is None else routed + self.shared_experts(x_TD)

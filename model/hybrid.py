@@ -27,6 +27,7 @@ from model.layer import Layer
 from model.lightning import block_size
 from model.moe import Routing
 from model.norm import RMSNorm
+from model.replay import ChoiceLog
 from model.row import Row, check_borders, cut_blocks, sort_into_buckets
 from model.softmax import rotary_tables
 
@@ -132,11 +133,16 @@ class HybridLM(nn.Module):
         position_T = torch.arange(len(tokens_T), device=tokens_T.device)
         position_T = position_T + torch.repeat_interleave(offset_N, length_N, output_size=len(tokens_T))
         row = self._row(position_T, cu_seqlens, is_fresh=not bool(before_N.any()))
+        choices = ChoiceLog() if cache.records_experts else None
+        wanted_N = cu_seqlens[1:] - 1
         x = self.model.embed_tokens(tokens_T)
         *layers, last = self._layers
         for layer in layers:
-            x = layer.prefill(x, row, slots_N, cache)
-        x = last.prefill(x, row, slots_N, cache, wanted_N=cu_seqlens[1:] - 1)
+            x = layer.prefill(x, row, slots_N, cache, choices=choices)
+        x = last.prefill(x, row, slots_N, cache, wanted_N, choices)
+        if choices is not None:
+            slots_T = torch.repeat_interleave(slots_N, length_N, output_size=len(tokens_T))
+            cache.record(choices, slots_T, position_T, wanted_N)
         cache.length_S[slots_N] += length_N
         hidden: Tensor = self.model.norm(x)
         return hidden
@@ -145,9 +151,12 @@ class HybridLM(nn.Module):
     def decode(self, tokens_N: Tensor, slots_N: Tensor, cache: HybridCache) -> Tensor:
         """Append one token to each of N different slots; hidden states [N, D]. Raises ModelError without room."""
         turn = self._turn(slots_N, cache)
+        choices = ChoiceLog() if cache.records_experts else None
         x = self.model.embed_tokens(tokens_N)
         for layer in self._layers:
-            x = layer.decode(x, turn, cache)
+            x = layer.decode(x, turn, cache, choices)
+        if choices is not None:
+            cache.record(choices, slots_N, turn.length_N)
         cache.length_S[slots_N] = turn.length_N + 1
         hidden: Tensor = self.model.norm(x)
         return hidden

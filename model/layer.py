@@ -23,6 +23,7 @@ from model.row import Row
 if TYPE_CHECKING:
     from model.cache import HybridCache, Turn
     from model.moe import Routing
+    from model.replay import ChoiceLog
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Mixer(Protocol):
 class ChannelMixer(Protocol):
     """Work on each token by itself, a torch module."""
 
-    def __call__(self, x_TD: Tensor, routing: Routing | None = None) -> Tensor:
+    def __call__(self, x_TD: Tensor, routing: Routing | ChoiceLog | None = None) -> Tensor:
         """[T, D] -> [T, D]; one with a router tells `routing` what it decided, others leave it alone."""
         ...
 
@@ -121,21 +122,27 @@ class Layer(nn.Module):
         return self._rest(x_TD, u, self.self_attn(u, row), routing)
 
     def prefill(
-        self, x_TD: Tensor, row: Row, slots_N: Tensor, cache: HybridCache, wanted_N: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        row: Row,
+        slots_N: Tensor,
+        cache: HybridCache,
+        wanted_N: Tensor | None = None,
+        choices: ChoiceLog | None = None,
     ) -> Tensor:
         """Continue the slots' sequences by the row's; the result at the `wanted_N` tokens only, unless None."""
         u = self.input_layernorm(x_TD)
         mixed = self.self_attn.prefill(u, row, slots_N, cache)
         if wanted_N is not None:
             x_TD, u, mixed = x_TD[wanted_N], u[wanted_N], mixed[wanted_N]
-        return self._rest(x_TD, u, mixed, None)
+        return self._rest(x_TD, u, mixed, choices)
 
-    def decode(self, x_ND: Tensor, turn: Turn, cache: HybridCache) -> Tensor:
+    def decode(self, x_ND: Tensor, turn: Turn, cache: HybridCache, choices: ChoiceLog | None = None) -> Tensor:
         """Continue each slot's sequence by one token."""
         u = self.input_layernorm(x_ND)
-        return self._rest(x_ND, u, self.self_attn.decode(u, turn, cache), None)
+        return self._rest(x_ND, u, self.self_attn.decode(u, turn, cache), choices)
 
-    def _rest(self, x: Tensor, u: Tensor, mixed: Tensor, routing: Routing | None) -> Tensor:
+    def _rest(self, x: Tensor, u: Tensor, mixed: Tensor, routing: Routing | ChoiceLog | None) -> Tensor:
         y = self.mixer_rule(x, u, mixed)
         w = self.post_attention_layernorm(y)
         return self.channel_rule(y, w, self.block_sparse_moe(w, routing))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.config import HybridConfig
 from model.kernels.packed import PackedWeight
+from model.replay import ChoiceLog, Prescription, Replay
 
 DENSE_WORK = 1 << 21
 """Multiplications of the first product below which, without gradients, all experts run on all tokens: few large
@@ -25,9 +26,14 @@ DENSE_TOKENS = 256
 
 
 class Routing:
-    """Collects what the routers of one forward pass decided; pass a fresh one to `HybridLM.forward`."""
+    """Collects what the routers of one forward pass decided; pass a fresh one to `HybridLM.forward`.
 
-    def __init__(self) -> None:
+    Attributes:
+        replay: what they are to choose instead of what they would; None leaves the choice to them.
+    """
+
+    def __init__(self, replay: Replay | None = None) -> None:
+        self.replay = replay
         self.probs: list[Tensor] = []
         self.counts: list[Tensor] = []
         self._is_closed = False
@@ -37,6 +43,10 @@ class Routing:
         if not self._is_closed:
             self.probs.append(prob_TE)
             self.counts.append(counts_E)
+
+    def prescription(self, layer: int) -> Prescription | None:
+        """What turns the choice of a layer's router into the recorded one; None where it has its own way."""
+        return None if self.replay is None else self.replay.prescription(layer)
 
     def close(self) -> None:
         """Collect no more: a backward pass that makes activations again runs the routers a second time."""
@@ -59,11 +69,19 @@ class Routing:
         return float((counts_LE.amax(1) / counts_LE.mean(1)).mean())
 
 
-def choose_experts(weight_ED: Tensor, x_TD: Tensor, num_chosen: int) -> tuple[Tensor, Tensor, Tensor]:
-    """-> probabilities [T, E], weights [T, k] that sum to 1, experts int64 [T, k], in the router weight's dtype."""
+def choose_experts(
+    weight_ED: Tensor, x_TD: Tensor, num_chosen: int, prescribe: Prescription | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> probabilities [T, E], weights [T, k] that sum to 1, experts int64 [T, k], in the router weight's dtype.
+
+    `prescribe` may replace the experts; the weights are then the probabilities of those, over their sum.
+    """
     # experts first: a softmax over a few neighbouring numbers is 15 times slower than one over rows
     prob_TE = torch.softmax(weight_ED @ x_TD.to(weight_ED.dtype).T, dim=0).T
     prob_Tk, expert_Tk = torch.topk(prob_TE, num_chosen, dim=-1)
+    if prescribe is not None:
+        expert_Tk = prescribe(expert_Tk)
+        prob_Tk = prob_TE.gather(1, expert_Tk)
     return prob_TE, prob_Tk / prob_Tk.sum(-1, keepdim=True), expert_Tk
 
 
@@ -76,9 +94,9 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.num_local_experts, config.hidden_size, dtype=dtype))
         self.num_chosen = config.num_experts_per_tok
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x_TD: Tensor, prescribe: Prescription | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """-> probabilities [T, E], weights [T, k] that sum to 1, experts int64 [T, k]; float32 at least."""
-        return choose_experts(self.weight, x_TD, self.num_chosen)
+        return choose_experts(self.weight, x_TD, self.num_chosen, prescribe)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Follow moves between devices and widening casts, but not `model.to(torch.bfloat16)`."""
@@ -196,20 +214,25 @@ def _gated(gate_up: Tensor) -> Tensor:
 
 
 class MoE(nn.Module):
-    """The channel mixer: router and experts."""
+    """The channel mixer: router and experts; `layer` counts the layers with routers."""
 
-    def __init__(self, config: HybridConfig, router: Router | None = None) -> None:
+    def __init__(self, config: HybridConfig, layer: int = 0, router: Router | None = None) -> None:
         super().__init__()
+        self.layer = layer
         self.gate = Router(config) if router is None else router
         self.experts = Experts(config)
 
-    def forward(self, x_TD: Tensor, routing: Routing | None = None) -> Tensor:
-        """[T, D] -> [T, D]; tells `routing` what was decided."""
-        prob_TE, weight_Tk, expert_Tk = self.gate(x_TD)
-        if not torch.is_grad_enabled() and routing is None:
+    def forward(self, x_TD: Tensor, routing: Routing | ChoiceLog | None = None) -> Tensor:
+        """[T, D] -> [T, D]; tells `routing` what was decided, and asks a Routing what to decide."""
+        learning = routing if isinstance(routing, Routing) else None
+        prescribe = learning.prescription(self.layer) if learning is not None else None
+        prob_TE, weight_Tk, expert_Tk = self.gate(x_TD, prescribe)
+        if isinstance(routing, ChoiceLog):
+            routing.note(self.layer, expert_Tk)
+        if not torch.is_grad_enabled() and learning is None:
             return self.experts.infer(x_TD, weight_Tk, expert_Tk)
         counts_E = torch.bincount(expert_Tk.flatten(), minlength=prob_TE.shape[1])
-        if routing is not None:
-            routing.add(prob_TE, counts_E)
+        if learning is not None:
+            learning.add(prob_TE, counts_E)
         mixed: Tensor = self.experts(x_TD, weight_Tk, expert_Tk, counts_E)
         return mixed

@@ -28,6 +28,7 @@ from cispo.protocols import ModelState
 from cispo.types import Ints, StopReason
 from model import HybridCache, HybridLM, ModelError
 from model.checkpoint import check_weights, load_weights
+from model.replay import with_blanks
 from rollout.engine_protocol import Completion, Engine, Request, TokenIds
 from rollout.prompt_reader import PromptReader, Reading
 from rollout.sampling import Sampling
@@ -110,10 +111,17 @@ class HybridEngine:
         config: sizes.
         version: version of the weights that `lm` has now.
         cache: where the states of the slots live; by default a HybridCache of the config's size beside the weights.
+        records_experts: completions tell which experts each token visited; a cache that is given decides itself.
     """
 
     def __init__(
-        self, lm: HybridLM, config: EngineConfig | None = None, *, version: int = 0, cache: HybridCache | None = None
+        self,
+        lm: HybridLM,
+        config: EngineConfig | None = None,
+        *,
+        version: int = 0,
+        cache: HybridCache | None = None,
+        records_experts: bool = False,
     ) -> None:
         self.config = config or EngineConfig()
         self._lm = lm
@@ -122,7 +130,9 @@ class HybridEngine:
         num_slots, max_length = self.config.num_slots, self.config.max_length
         if cache is None:
             weight = next(lm.parameters())
-            cache = HybridCache(lm.config, num_slots, max_length, device=weight.device, dtype=weight.dtype)
+            cache = HybridCache(
+                lm.config, num_slots, max_length, weight.device, weight.dtype, records_experts=records_experts
+            )
         self._cache = cache
         self._reader = PromptReader(lm, cache, self.config.prefill_tokens)
         self._slots = Slots(num_slots, max_length, cache.length_S.device)
@@ -362,6 +372,10 @@ class HybridEngine:
         state = None
         if verdict == STOP and token_ids[-1] in self._requests[occupant.request_id].keep_state_after:
             state = self._cache.snapshot(slot) | {STATE_VERSION: torch.tensor(self._version)}
+        experts_TLk = None
+        if self._cache.records_experts and not failed:
+            num_tokens = len(self._requests[occupant.request_id].token_ids) + len(token_ids)
+            experts_TLk = with_blanks(self._cache.experts(slot), num_tokens).numpy()  # it has not seen the last token
         self._slots.release(slot)
         self._num_left[occupant.request_id] -= 1
         if not self._num_left[occupant.request_id]:
@@ -376,6 +390,7 @@ class HybridEngine:
             stop_reason=REASONS.get(verdict, StopReason.LENGTH),
             failed=failed,
             state=state,
+            experts_TLk=experts_TLk,
         )
 
     def _admit(self) -> list[Completion]:

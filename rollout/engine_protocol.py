@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from cispo.protocols import ModelState, WeightStream
-from cispo.types import Bools, Floats, Ints, StopReason
+from cispo.types import Bools, Choices, Floats, Ints, StopReason
 from rollout.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """The new tokens of one member of a request; all arrays have one entry per new token.
+    """The new tokens of one member of a request; all arrays but the last have one entry per new token.
 
     Attributes:
         request_id, member: whose it is; member counts from 0.
@@ -96,6 +96,8 @@ class Completion:
             from it.
         state: the model's state after prompt and new tokens but for the last one, where the request asked to keep it
             and the engine can; None otherwise.
+        experts_TLk: of an engine that records them, the experts that each token of prompt and answer visited (see
+            `cispo.types.Choices`).
     """
 
     request_id: str
@@ -107,6 +109,7 @@ class Completion:
     stop_reason: StopReason
     failed: str = ""
     state: Mapping[str, Tensor] | None = None
+    experts_TLk: Choices | None = None
 
 
 class Engine(Protocol):

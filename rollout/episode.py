@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cispo.types import Bools, Floats, Ints, ObservationSpan, Prompt, StopReason, Trajectory
+from cispo.types import Bools, Choices, Floats, Ints, ObservationSpan, Prompt, StopReason, Trajectory
 from rollout.engine import Completion
 
 
@@ -24,6 +24,7 @@ class EpisodeSoFar:
         num_turns: turns that the policy took.
         num_new: tokens of these turns, forced ones included: what counts against sampling.max_new_tokens.
         memory: what the environment wanted to remember.
+        experts_TLk: of an engine that records them, the experts of all tokens up to the end of the last turn.
     """
 
     token_ids_T: Ints
@@ -34,6 +35,7 @@ class EpisodeSoFar:
     num_turns: int = 0
     num_new: int = 0
     memory: Any = None
+    experts_TLk: Choices | None = None
 
     @classmethod
     def of(cls, prompt: Prompt) -> EpisodeSoFar:
@@ -57,6 +59,7 @@ class EpisodeSoFar:
             ),
             num_turns=self.num_turns + 1,
             num_new=self.num_new + len(completion.token_ids),
+            experts_TLk=completion.experts_TLk,
         )
 
     def after_observation(self, token_ids: Sequence[int], span: ObservationSpan, memory: Any) -> EpisodeSoFar:
@@ -79,6 +82,7 @@ class EpisodeSoFar:
             version_T=self.version_T,
             stop_reason=stop_reason,
             observations=self.observations,
+            experts_TLk=self.experts_TLk,
         )
 
     def _given(self, token_ids: Sequence[int]) -> EpisodeSoFar:

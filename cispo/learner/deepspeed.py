@@ -11,7 +11,8 @@ import collections
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from cispo.errors import CheckpointError
 from cispo.learner.config import LearnerConfig
 from cispo.learner.local import PROBE_ACTIONS, add_up
 from cispo.learner.ranks import Ranks
-from cispo.learner.row import RowOutput, row_loss
+from cispo.learner.row import RowOutput, row_logp, row_loss
 from cispo.learner.shared import SharedLearner, dtype_of
 from cispo.learner.zero import ZeroOptimizer, engine_config, fresh_moments, seen_from_outside
 from cispo.optimizer import OptimizerConfig
-from cispo.types import PackedBatch, PackedRow, Trajectory, UpdateSettings
+from cispo.types import Floats, PackedBatch, PackedRow, Trajectory, UpdateSettings
 from model import HybridLM
 from model.checkpoint import load_weights, stream_weights, unset_model
 from model.checkpoint_names import Stream
@@ -67,7 +68,7 @@ class DeepSpeedLearner(SharedLearner):
 
     def _start(self) -> tuple[Any, ZeroOptimizer | None]:
         ensure_group(self._deepspeed, self.config.device)
-        module = _Row(self.lm)
+        module = _Call(self.lm)
         engine, *_ = self._deepspeed.initialize(
             model=module, optimizer=self._adams[0], config=engine_config(self.config, self.lm), dist_init_required=False
         )
@@ -90,18 +91,30 @@ class DeepSpeedLearner(SharedLearner):
 
     def _backward(self, batch: PackedBatch, settings: UpdateSettings) -> list[RowOutput]:
         """DeepSpeed takes the mean of the ranks' gradients: each is made num_ranks times as large."""
-        self.engine.module.outputs = []
+        self._outputs: list[RowOutput] = []
         for number, row in enumerate(batch.rows, start=1):
             self.engine.set_gradient_accumulation_boundary(self.stage > 0 and number == len(batch.rows))
-            loss = self.engine(row, settings, self._fresh_weights)
+            loss = self.engine(partial(self._loss, row, settings))
             self.engine.backward(loss * self.ranks.num_ranks, scale_wrt_gas=False)
         for weight in self._beside.values():
             if weight.grad is not None:
                 weight.grad.div_(self.ranks.num_ranks)
         if self.ranks.num_ranks > 1:
             add_up(self._beside.values())
-        outputs: list[RowOutput] = self.engine.module.outputs
-        return outputs
+        return self._outputs
+
+    def _loss(self, row: PackedRow, settings: UpdateSettings, lm: HybridLM) -> Tensor:
+        """The scalar to differentiate; everything else goes to `_outputs`, since DeepSpeed returns tensors only."""
+        output = row_loss(lm, row, settings, fresh_weights=self._fresh_weights)
+        self._outputs.append(dataclasses.replace(output, loss=output.loss.detach()))
+        return output.loss
+
+    def _logp(self, batch: PackedBatch, temperature: float) -> list[Floats]:
+        def logp(row: PackedRow) -> Floats:
+            # A tensor, because DeepSpeed returns nothing else.
+            return self.engine(lambda lm: torch.from_numpy(row_logp(lm, row, temperature))).numpy()
+
+        return [logp(row) for row in batch.rows]
 
     def _clip(self, max_norm: float) -> float:
         parts = self._zero.gradients() if self._zero is not None else []
@@ -245,19 +258,16 @@ class DeepSpeedLearner(SharedLearner):
             self._zero.give()
 
 
-class _Row(nn.Module):
-    """A row's loss as one call, so that DeepSpeed sees where the use of the weights begins and ends."""
+class _Call(nn.Module):
+    """What is done with the model as one call, so that DeepSpeed sees where the use of the weights begins and ends."""
 
     def __init__(self, lm: HybridLM) -> None:
         super().__init__()
         self.lm = lm
-        self.outputs: list[RowOutput] = []
 
-    def forward(self, row: PackedRow, settings: UpdateSettings, fresh_weights: bool) -> Tensor:
-        """The scalar to differentiate; everything else goes to `outputs`, since DeepSpeed returns tensors only."""
-        output = row_loss(self.lm, row, settings, fresh_weights=fresh_weights)
-        self.outputs.append(dataclasses.replace(output, loss=output.loss.detach()))
-        return output.loss
+    def forward(self, work: Callable[[HybridLM], Tensor]) -> Tensor:
+        """What `work` makes of the model."""
+        return work(self.lm)
 
 
 def import_deepspeed(device: str) -> Any:

@@ -21,10 +21,10 @@ from cispo.errors import CheckpointError
 from cispo.learner.config import LearnerConfig
 from cispo.learner.master import MasterWeights
 from cispo.learner.ranks import Ranks
-from cispo.learner.row import RowOutput, row_loss
+from cispo.learner.row import RowOutput, row_logp, row_loss
 from cispo.learner.shared import SharedLearner, dtype_of
 from cispo.optimizer import OptimizerConfig
-from cispo.types import PackedBatch, Trajectory, UpdateSettings
+from cispo.types import Floats, PackedBatch, Trajectory, UpdateSettings
 from model import HybridLM
 from model.checkpoint import load_weights, stream_weights, unset_model
 from model.checkpoint_names import Stream
@@ -75,6 +75,12 @@ class LocalLearner(SharedLearner):
         if self.ranks.num_ranks > 1 and not self._is_sharded:
             add_up(self.masters.parameters())
         return outputs
+
+    def _logp(self, batch: PackedBatch, temperature: float) -> list[Floats]:
+        rows = [row_logp(self.lm, row, temperature) for row in batch.rows]
+        for module in _sharded(self.lm).values() if self._is_sharded else ():
+            module.reshard()  # no backward pass follows that would
+        return rows
 
     def _clip(self, max_norm: float) -> float:
         norm = nn.utils.clip_grad_norm_(self.masters.parameters(), max_norm)

@@ -11,10 +11,11 @@ from cispo.errors import CheckpointError, ConfigError
 from cispo.learner.config import LearnerConfig
 from cispo.learner.policy import Policy
 from cispo.learner.ranks import Ranks
-from cispo.learner.row import RowOutput, objective, with_balance
+from cispo.learner.row import RowOutput, learnt_logp, objective, replay_metrics, with_balance
 from cispo.learner.shared import SharedLearner
+from cispo.metrics import Metric, merge_all
 from cispo.optimizer import OptimizerConfig
-from cispo.types import Ints, PackedBatch, PackedRow, Trajectory, UpdateSettings
+from cispo.types import Floats, Ints, PackedBatch, PackedRow, Trajectory, UpdateSettings
 from model.checkpoint import stream_weights
 from model.checkpoint_names import Stream
 from model.megatron.checkpoint import load_checkpoint, load_folder, save_checkpoint
@@ -22,8 +23,9 @@ from model.megatron.config import stage_config
 from model.megatron.optimizer import StageOptimizer
 from model.megatron.ranks import forget_ranks, initialise_ranks
 from model.megatron.row import TokenRow
-from model.megatron.schedule import Learnt, build_stages, forward_backward
+from model.megatron.schedule import Learnt, build_stages, forward, forward_backward
 from model.megatron.weights import ParallelWeights
+from model.replay import Replay
 
 
 class MegatronLearner(SharedLearner):
@@ -72,11 +74,25 @@ class MegatronLearner(SharedLearner):
             output = with_balance(output, learnt.routing, row.share, settings.router_aux_coef, num_parts=num_parts)
             return output.loss, output
 
-        return forward_backward(self.stages, [token_row(row, device) for row in batch.rows], loss_of)
+        rows = [token_row(row, device) for row in batch.rows]
+        outputs = forward_backward(self.stages, rows, loss_of)
+        self._replays = [row.replay for row in rows if row.replay is not None]
+        return outputs
+
+    def _logp(self, batch: PackedBatch, temperature: float) -> list[Floats]:
+        def logp_of(learnt: Learnt) -> Floats:
+            row, places_A = batch.rows[learnt.index], learnt.places_a.cpu().numpy()
+            return learnt_logp(learnt.head.logp_and_entropy, learnt.hidden_aD, row, places_A, temperature)
+
+        return forward(self.stages, [token_row(row, torch.device(self.config.device)) for row in batch.rows], logp_of)
 
     @property
     def _counts(self) -> bool:
         return self.place.is_reporter
+
+    def _parts(self) -> dict[str, Metric]:
+        """Each rank has routed other tokens, or in other layers."""
+        return merge_all(replay_metrics(replay) for replay in self._replays)
 
     def _clip(self, max_norm: float) -> float:
         return self.optimizer.clip(max_norm)
@@ -134,4 +150,5 @@ def token_row(row: PackedRow, device: torch.device) -> TokenRow:
         return torch.from_numpy(array).to(device)
 
     learnt_A = row.mask_T.nonzero()[0]
-    return TokenRow(there(row.tokens_T), there(row.positions_T), there(row.cu_seqlens), there(learnt_A))
+    replay = None if row.experts_TLk is None else Replay(torch.from_numpy(row.experts_TLk).to(device))
+    return TokenRow(there(row.tokens_T), there(row.positions_T), there(row.cu_seqlens), there(learnt_A), replay=replay)

@@ -45,15 +45,10 @@ class Ranks:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def merge(
-        self, loss: float, metrics: Mapping[str, Metric], *, counts: bool = True
-    ) -> tuple[float, Mapping[str, Metric]]:
-        """The sum of all ranks' losses and their metrics merged, the same on each rank to the last bit.
-
-        `counts` is False on a rank whose numbers are copies of another's.
-        """
+    def merge(self, loss: float, metrics: Mapping[str, Metric]) -> tuple[float, Mapping[str, Metric]]:
+        """The sum of all ranks' losses and their metrics merged, the same on each rank to the last bit."""
         if self.num_ranks == 1:
             return loss, metrics
         told: list[tuple[float, Mapping[str, Metric]]] = [(0.0, {})] * self.num_ranks
-        dist.all_gather_object(told, (loss, dict(metrics)) if counts else (0.0, {}))
+        dist.all_gather_object(told, (loss, dict(metrics)))
         return sum(loss for loss, _ in told), merge_all(metrics for _, metrics in told)

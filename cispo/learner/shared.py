@@ -15,9 +15,9 @@ from cispo.learner.config import LearnerConfig
 from cispo.learner.guards import guarded_lr, reason_to_skip
 from cispo.learner.ranks import Ranks
 from cispo.learner.row import RowOutput
-from cispo.metrics import merge_all
+from cispo.metrics import Metric, merge_all
 from cispo.protocols import WeightStream
-from cispo.types import PackedBatch, UpdateResult, UpdateSettings
+from cispo.types import Floats, PackedBatch, UpdateResult, UpdateSettings
 from model import HybridConfig, write_pretrained
 from model.checkpoint_names import Stream
 
@@ -41,10 +41,10 @@ class SharedLearner(ABC):
         """One update over all ranks' rows, of which `batch` holds this rank's; rows only bound memory."""
         outputs = self._backward(batch, settings)
         grad_norm = self._clip(settings.max_grad_norm)
+        counted = outputs if self._counts else []
         loss, metrics = self.ranks.merge(
-            sum(float(output.loss.detach()) for output in outputs),
-            merge_all(output.metrics for output in outputs),
-            counts=self._counts,
+            sum(float(output.loss.detach()) for output in counted),
+            merge_all([*(output.metrics for output in counted), self._parts()]),
         )
         kl = float(metrics["drift/kl"])
         skipped = reason_to_skip(loss=loss, grad_norm=grad_norm, kl=kl, settings=settings)
@@ -63,6 +63,11 @@ class SharedLearner(ABC):
             metrics=metrics,
             logp_rows=tuple(output.logp_T for output in outputs),
         )
+
+    @torch.no_grad()
+    def logp(self, batch: PackedBatch, temperature: float) -> tuple[Floats, ...]:
+        """See Learner; of this rank's rows. Neither weights nor gradients change."""
+        return tuple(self._logp(batch, temperature))
 
     def weights(self) -> WeightStream:
         """The present weights as numpy, in the checkpoint's names. Read them before the next update.
@@ -93,9 +98,17 @@ class SharedLearner(ABC):
         """False on a rank whose losses and metrics are copies of another's."""
         return True
 
+    def _parts(self) -> dict[str, Metric]:
+        """Metrics of which every rank has a part of its own, whether its losses count or not."""
+        return {}
+
     @abstractmethod
     def _backward(self, batch: PackedBatch, settings: UpdateSettings) -> list[RowOutput]:
         """Run each row forward and backward; afterwards the gradients are those of the sum over all ranks' rows."""
+
+    @abstractmethod
+    def _logp(self, batch: PackedBatch, temperature: float) -> list[Floats]:
+        """`row_logp` of each row."""
 
     @abstractmethod
     def _clip(self, max_norm: float) -> float:

@@ -32,7 +32,7 @@ from model.megatron.config import StageConfig, stage_config
 from model.megatron.optimizer import StageOptimizer
 from model.megatron.ranks import Place, forget_ranks, initialise_ranks
 from model.megatron.row import TokenRow
-from model.megatron.schedule import Learnt, Objective, Stages, build_stages, forward_backward
+from model.megatron.schedule import Learnt, Objective, Stages, build_stages, forward, forward_backward
 from model.megatron.weights import ParallelWeights
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "build_stages",
     "export_folder",
     "forget_ranks",
+    "forward",
     "forward_backward",
     "initialise_ranks",
     "load_checkpoint",

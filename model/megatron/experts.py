@@ -29,6 +29,7 @@ from torch import Tensor
 
 from model.megatron.config import StageConfig
 from model.moe import Router, choose_experts
+from model.replay import Prescription
 
 
 class ParallelRouter(Router):
@@ -38,13 +39,15 @@ class ParallelRouter(Router):
         super().__init__(config.hybrid)
         self.ranks = pg_collection.tp
 
-    def forward(self, x_tD: Tensor, num_counted: int) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x_tD: Tensor, num_counted: int, prescribe: Prescription | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """-> weights [t, E], 0 where an expert was not chosen; chosen bool [t, E]; totals [2, E] (routing.py).
 
         The totals are those of the first `num_counted` tokens: the others fill the row up.
         """
         weight_ED = copy_to_tensor_model_parallel_region(self.weight, group=self.ranks)
-        prob_tE, weight_tk, expert_tk = choose_experts(weight_ED, x_tD, self.num_chosen)
+        prob_tE, weight_tk, expert_tk = choose_experts(weight_ED, x_tD, self.num_chosen, prescribe)
         weight_tE = torch.zeros_like(prob_tE).scatter(1, expert_tk, weight_tk)
         chosen_tE = torch.zeros_like(prob_tE, dtype=torch.bool).scatter_(1, expert_tk, True)
         counts_E = chosen_tE[:num_counted].sum(0).to(prob_tE.dtype)
@@ -54,11 +57,11 @@ class ParallelRouter(Router):
 class ParallelMoE(MoELayer):
     """model.moe.MoE; its steps are megatron's, put together so that the router's totals come out."""
 
-    def forward(self, x: Tensor, num_counted: int) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, num_counted: int, prescribe: Prescription | None = None) -> tuple[Tensor, Tensor]:
         """[T, D] -> [T, D] and the totals [2, E] of this rank's tokens; with sequence parallelism t stands for T."""
         if not self.config.sequence_parallel:
             x = scatter_to_sequence_parallel_region(x, group=self.tp_group)
-        weight_tE, chosen_tE, totals_2E = self.router(x, num_counted)
+        weight_tE, chosen_tE, totals_2E = self.router(x, num_counted, prescribe)
         visits, weights = self.preprocess(x, weight_tE, chosen_tE)
         visits, weights = self.dispatch(visits, weights)
         mixed, _ = self.routed_experts_compute(visits, weights)

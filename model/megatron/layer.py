@@ -21,7 +21,7 @@ from model.megatron.config import StageConfig
 from model.megatron.experts import expert_spec
 from model.megatron.mixers import ParallelLightningAttention, ParallelSoftmaxAttention
 from model.megatron.norm import StreamNorm
-from model.row import Row
+from model.megatron.row import RankRow
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,13 @@ class ParallelLayer(MegatronModule):
         self.post_attention_layernorm = build_module(submodules.norm, config)
         self.mixer_rule, self.channel_rule = FAMILIES[config.hybrid.family].rules(config.hybrid, layer)
 
-    def forward(self, x_tD: Tensor, totals_L2E: Tensor, row: Row, num_counted: int) -> tuple[Tensor, Tensor]:
+    def forward(self, x_tD: Tensor, totals_L2E: Tensor, row: RankRow) -> tuple[Tensor, Tensor]:
         """The stream behind the layer, and the routers' totals with this layer's added."""
         u = self.input_layernorm(x_tD)
-        y = self.mixer_rule(x_tD, u, self.self_attn(u, row))
+        y = self.mixer_rule(x_tD, u, self.self_attn(u, row.row))
         w = self.post_attention_layernorm(y)
-        mixed, totals_2E = self.block_sparse_moe(w, num_counted)
+        prescribe = None if row.replay is None else row.replay.prescription(self.layer)
+        mixed, totals_2E = self.block_sparse_moe(w, row.num_counted, prescribe)
         totals_L2E = totals_L2E.index_add(0, _index(self.layer, totals_L2E), totals_2E[None])
         return self.channel_rule(y, w, mixed), totals_L2E
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from model.context_parallel import Share
 from model.hybrid import plan_row
 from model.megatron.config import StageConfig
+from model.replay import Replay
 from model.row import Row
 
 
@@ -31,6 +32,7 @@ class TokenRow:
         cu_seqlens: int64 [N + 1], borders of the sequences, from 0 to T.
         learnt_A: int64, places in the row of the tokens that are learnt from, each behind the first of its sequence.
         is_blank: the row is there for the sake of collectives only.
+        replay: the experts to visit; its counts become those of this rank's part.
     """
 
     tokens_T: Tensor
@@ -38,6 +40,7 @@ class TokenRow:
     cu_seqlens: Tensor
     learnt_A: Tensor
     is_blank: bool = False
+    replay: Replay | None = None
 
     @classmethod
     def blank(cls, device: torch.device) -> TokenRow:
@@ -58,6 +61,7 @@ class RankRow:
         before_a: places in its share of these predecessors.
         num_tokens: T, without filling.
         is_blank: as in TokenRow.
+        replay: the experts that the tokens which this rank routes are to visit.
     """
 
     tokens_t: Tensor
@@ -67,6 +71,7 @@ class RankRow:
     before_a: Tensor
     num_tokens: int
     is_blank: bool
+    replay: Replay | None = None
 
 
 def cut_row(row: TokenRow, config: StageConfig) -> RankRow:
@@ -89,6 +94,7 @@ def cut_row(row: TokenRow, config: StageConfig) -> RankRow:
         before_a=before_A[is_own_A] - own.start,
         num_tokens=num_tokens,
         is_blank=row.is_blank,
+        replay=None if row.replay is None else row.replay.cut(*_routed(own, tensor)),
     )
 
 
@@ -105,6 +111,13 @@ def _filled(row: TokenRow, multiple: int) -> TokenRow:
         positions_T=torch.cat([row.positions_T, place_F]),
         cu_seqlens=torch.cat([row.cu_seqlens, end]),
     )
+
+
+def _routed(own: slice, tensor: dist.ProcessGroup) -> tuple[int, int]:
+    """First and last border of the tokens of a share that this tensor rank routes."""
+    size = (own.stop - own.start) // tensor.size()
+    first = own.start + size * tensor.rank()
+    return first, first + size
 
 
 def _num_counted(num_real: int, num_tokens: int, tensor: dist.ProcessGroup) -> int:

@@ -84,20 +84,36 @@ def forward_backward(
     Returns:
         What the objective returned beside the loss, row by row, on ranks with the last stage, and [] elsewhere.
     """
-    config = stages[0].config
     for stage in stages:
         stage.zero_grad_buffer()
+    results = _run(stages, rows, partial(_loss, objective), forward_only=False)
+    finalize_model_grads(stages, force_all_reduce=whole_gradients)
+    return results
+
+
+def forward(stages: Stages, rows: Sequence[TokenRow], read: Callable[[Learnt], Result]) -> list[Result]:
+    """What `read` makes of each row, without gradients; arguments, order and ranks as in `forward_backward`."""
+
+    def no_loss(learnt: Learnt) -> tuple[Tensor, Result]:
+        return learnt.hidden_aD.sum() * 0, read(learnt)
+
+    with torch.no_grad():
+        return _run(stages, rows, partial(_loss, no_loss), forward_only=True)
+
+
+def _run(stages: Stages, rows: Sequence[TokenRow], loss: Callable[..., Any], *, forward_only: bool) -> list[Any]:
+    """The rows through megatron's schedule; what the objective gave besides the loss, without blank rows."""
+    config = stages[0].config
     rows = [*rows, *_blanks(len(rows), config)]
     results: list[Any] = get_forward_backward_func()(
-        forward_step_func=partial(_step, objective),
+        forward_step_func=partial(_step, loss),
         data_iterator=[_cut(rows, config) for _ in stages],
         model=stages,
         num_microbatches=len(rows),
         seq_length=1,  # rows say themselves how long they are
         micro_batch_size=1,
-        forward_only=False,
+        forward_only=forward_only,
     )
-    finalize_model_grads(stages, force_all_reduce=whole_gradients)
     return [result for result in results if result is not _NOTHING]
 
 
@@ -118,9 +134,9 @@ def _cut(rows: Sequence[TokenRow], config: StageConfig) -> Iterator[tuple[int, R
     return ((index, cut_row(row, config)) for index, row in enumerate(rows))
 
 
-def _step(objective: Objective[Result], rows: Iterator[tuple[int, RankRow]], stage: Any) -> tuple[Any, Any]:
+def _step(loss: Callable[..., Any], rows: Iterator[tuple[int, RankRow]], stage: Any) -> tuple[Any, Any]:
     index, row = next(rows)
-    return stage(row), partial(_loss, objective, stage.module, index, row)
+    return stage(row), partial(loss, stage.module, index, row)
 
 
 def _loss(

@@ -125,5 +125,5 @@ class _Run:
 
     def __call__(self, x: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
         for layer in self.layers:
-            x, totals = layer(x, totals, self.row.row, self.row.num_counted)
+            x, totals = layer(x, totals, self.row)
         return x, totals

@@ -4,6 +4,7 @@ The reference is LocalLearner in one process, whose updates test_learner.py comp
 """
 
 import dataclasses
+import functools
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from cispo.correction import CorrectionConfig, correct
 from cispo.learner.config import LearnerConfig
 from cispo.learner.local import LocalLearner
 from cispo.learner.ranks import Ranks
 from cispo.learner.shards import deal, gather_logp
 from cispo.optimizer import OptimizerConfig
 from cispo.packing import pack
-from cispo.types import Sample, UpdateSettings
+from cispo.types import PackedBatch, Sample, UpdateSettings
 from model import HybridConfig, HybridLM
 
 CONFIG = HybridConfig(
@@ -88,6 +90,58 @@ def learn(learner, batches, settings=SETTINGS, shard=0, num_shards=1):
     metrics = [{name: float(metric) for name, metric in result.metrics.items()} for result in results]
     return Found([r.loss for r in results], [r.grad_norm for r in results], metrics,
                  [r.logp_rows for r in results], weights)  # fmt: skip
+
+
+CORRECTION = CorrectionConfig(ratio_against="proximal", tis_cap=1.4, token_mask_below=0.3, sequence_mask_above=2.0)
+
+
+@functools.cache
+def make_corrected_batches():
+    """`make_batches` with recorded experts, not all of them, and weights corrected by the local learner's word."""
+    rng, batches = np.random.default_rng(1), []
+    for batch in make_batches():
+        rows = [dataclasses.replace(row, experts_TLk=_random_experts(rng, row.num_tokens)) for row in batch.rows]
+        batches.append(PackedBatch(tuple(rows)))
+    return correct(LocalLearner(make_lm(), learner_config()), batches, CORRECTION, SETTINGS.temperature)[0]
+
+
+def _random_experts(rng, num_tokens):
+    layers, experts, chosen = CONFIG.num_hidden_layers, CONFIG.num_local_experts, CONFIG.num_experts_per_tok
+    experts_TLk = rng.random((num_tokens, layers, experts)).argsort(-1)[..., :chosen].astype(np.uint8)
+    experts_TLk[rng.random((num_tokens, layers)) < 0.2] = 255
+    return experts_TLk
+
+
+def proximal_rows(learner, shard=0, num_shards=1):
+    """What a learner, or one rank of it, returns as log-probabilities of the corrected batches."""
+    batches = [deal(batch, num_shards)[shard] for batch in make_corrected_batches()]
+    return [learner.logp(batch, SETTINGS.temperature) for batch in batches]
+
+
+def learn_corrected(learner, settings=SETTINGS, shard=0, num_shards=1):
+    """Found of the corrected batches; log-probabilities first, as a step does, are those in the batches."""
+    proximal = proximal_rows(learner, shard, num_shards)
+    return proximal, learn(learner, make_corrected_batches(), settings, shard, num_shards)
+
+
+@functools.cache
+def _corrected_reference(settings):
+    return reference(make_corrected_batches(), settings)
+
+
+def assert_corrected_agree(config, by_rank, settings=SETTINGS, tolerance=1e-5):
+    """What all ranks' `learn_corrected` returned, against the local learner in one process."""
+    batches, wanted = make_corrected_batches(), _corrected_reference(settings)
+    found = together(config, [found for _, found in by_rank], batches)
+    assert_agree(found, wanted, tolerance)
+    for metrics, expected in zip(found.metrics, wanted.metrics, strict=True):
+        name = "moe/replay_changed_fraction"
+        assert 0.5 < expected[name] < 0.95
+        np.testing.assert_allclose(metrics[name], expected[name], atol=2e-3)  # a routing tie
+    proximal = together(config, [dataclasses.replace(found, logp=rows) for rows, found in by_rank], batches).logp
+    for batch, rows in zip(batches, proximal, strict=True):
+        for row, logp_T in zip(batch.rows, rows, strict=True):
+            np.testing.assert_allclose(logp_T, row.proximal_logp_T, rtol=tolerance, atol=tolerance)
 
 
 def reference(batches, settings=SETTINGS, **changes):

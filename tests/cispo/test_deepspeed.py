@@ -19,7 +19,9 @@ from cispo.learner.shards import deal
 from tests.cispo.parity import (
     SETTINGS,
     assert_agree,
+    assert_corrected_agree,
     learn,
+    learn_corrected,
     learner_config,
     make_batches,
     make_lm,
@@ -41,6 +43,7 @@ CASES = {
     "2-offloaded": {"offload_optimizer": True},
     "3-offloaded": {"offload_optimizer": True, "offload_weights": True},
 }
+CORRECTED = ["2", "3-recomputed"]
 SKIPPING = ["0", "1", "2", "3", "1-bfloat16", "2-offloaded", "3-offloaded"]
 
 
@@ -88,6 +91,8 @@ def work(ranks, folder, names, is_first):
         found[name] = learn_shard(learner, batches)
         if is_first and name in ("2", "3", "2-bfloat16"):
             learner.save(folder / f"of-stage-{name}")
+        if is_first and name in CORRECTED:
+            found[f"{name} corrected"] = learn_corrected(start(name, ranks), SETTINGS, ranks.rank, ranks.num_ranks)
         if is_first and name in SKIPPING:
             found[f"{name} with skips"] = learn_with_skips(start(name, ranks), batches)
     if is_first:
@@ -170,6 +175,11 @@ def of_case(found, name, batches):
 @pytest.mark.parametrize("name", [name for name in CASES if "bfloat16" not in name])
 def test_two_ranks_make_the_updates_of_one(two, of_all, batches, name):
     assert_agree(of_case(two, name, batches), of_all[0])
+
+
+@pytest.mark.parametrize("name", CORRECTED)
+def test_corrected_updates_with_replayed_experts_are_those_of_one(two, name):
+    assert_corrected_agree(configure(name, 2), [rank[f"{name} corrected"] for rank in two])
 
 
 @pytest.mark.parametrize("name", ["2", "3"])

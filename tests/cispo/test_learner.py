@@ -334,6 +334,28 @@ def test_a_sequence_that_got_new_weights_under_way_is_not_fresh():
     assert wholly_fresh(row).tolist() == [True] * 3 + [False] * 4
 
 
+def test_new_weights_in_flight_have_a_mismatch_of_their_own(make_lm, make_group):
+    """Of a stale sequence that the present weights went on with, their own tokens count there and nowhere else."""
+    group = make_group(0, (1.0, 0.0), version=5, num_actions=4)
+    mixed_T = np.where(np.arange(6) == 2, 4, group.trajectories[1].version_T)
+    mixed = dataclasses.replace(group.trajectories[1], version_T=mixed_T)
+    (batch,) = pack(
+        assign_credit([dataclasses.replace(group, trajectories=(group.trajectories[0], mixed))]),
+        num_batches=1,
+        version=5,
+    )
+    learner = make_learner(make_lm)
+    list(learner.weights())
+    result = learner.update(batch, dataclasses.replace(SETTINGS, lr=0.0))
+    (row,), (logp_T,) = batch.rows, result.logp_rows
+    difference_T = np.abs(logp_T - row.behaviour_logp_T)
+    name = "logp_abs_diff_mean"
+    assert float(result.metrics[f"mismatch/{name}"]) == pytest.approx(difference_T[2:6].mean(), rel=1e-5)
+    assert float(result.metrics[f"mismatch/in_flight_{name}"]) == pytest.approx(difference_T[9:12].mean(), rel=1e-5)
+    r_T = logp_T[9:12] - row.behaviour_logp_T[9:12]
+    assert float(result.metrics["mismatch/in_flight_kl"]) == pytest.approx((np.exp(r_T) - 1 - r_T).mean(), rel=1e-4)
+
+
 def test_mismatch_of_a_faithful_sampler_is_rounding(make_lm, make_group):
     """Behaviour log-probabilities as the policy itself gives them, prompt by prompt."""
     learner = make_learner(make_lm)

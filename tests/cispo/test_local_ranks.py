@@ -10,7 +10,9 @@ from cispo.learner.local import LocalLearner
 from tests.cispo.parity import (
     SETTINGS,
     assert_agree,
+    assert_corrected_agree,
     learn,
+    learn_corrected,
     learner_config,
     make_batches,
     make_lm,
@@ -37,6 +39,9 @@ def work(ranks, folder, num_ranks, cases):
         config = learner_config(num_ranks=num_ranks, **CASES[name])
         learner = LocalLearner(make_lm(), config, ranks)
         found[name] = learn(learner, make_batches(), shard=ranks.rank, num_shards=num_ranks)
+        if "bfloat16" not in name:
+            other = LocalLearner(make_lm(), config, ranks)
+            found[f"{name} corrected"] = learn_corrected(other, shard=ranks.rank, num_shards=num_ranks)
         if name == "sharded":
             learner.save(folder / "of-shards")
             resumed = LocalLearner(make_lm(seed=7), config, ranks)
@@ -92,6 +97,11 @@ def test_four_ranks_too_with_more_rows_on_some_than_on_others(folder, batches):
     wanted = reference(batches)
     for name in ("whole", "sharded"):
         assert_agree(of_case(four, name, 4, batches), wanted)
+
+
+@pytest.mark.parametrize("name", ["whole", "sharded", "sharded-recomputed"])
+def test_corrected_updates_with_replayed_experts_are_those_of_one(two, name):
+    assert_corrected_agree(learner_config(num_ranks=2), [rank[f"{name} corrected"] for rank in two])
 
 
 @pytest.mark.parametrize("name", ["whole-bfloat16", "sharded-bfloat16"])

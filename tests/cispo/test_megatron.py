@@ -19,7 +19,9 @@ from tests.cispo.parity import (
     SETTINGS,
     Found,
     assert_agree,
+    assert_corrected_agree,
     learn,
+    learn_corrected,
     learner_config,
     make_batches,
     make_lm,
@@ -45,6 +47,7 @@ FOUR = {
     "tensor-pipeline": Layout(tensor=2, pipeline=2),
     "tensor-expert": Layout(tensor=2, expert=2),
 }
+CORRECTED = ("sequence", "interleaved", "context", "tensor-expert")
 BALANCED = dataclasses.replace(SETTINGS, router_aux_coef=0.3)
 
 
@@ -64,6 +67,10 @@ def work(ranks, folder, num_ranks, layouts):
     for name, layout in layouts.items():
         config = config_of(layout, num_ranks)
         place = {"shard": config.shard_of(ranks.rank), "num_shards": config.num_shards}
+        if name in CORRECTED:
+            corrected = MegatronLearner(Policy(CONFIG, seed=0), config, ranks)
+            found[f"{name} corrected"] = learn_corrected(corrected, BALANCED, **place)
+            forget_ranks()
         learner = MegatronLearner(Policy(CONFIG, seed=0), config, ranks)
         first = learn(learner, batches[:1], BALANCED, **place)
         if name == next(iter(layouts)):
@@ -117,6 +124,12 @@ def whole(found, name, batches):
 @pytest.mark.parametrize("layout", [*TWO, *FOUR])
 def test_updates_are_those_of_one_process(found, wanted, batches, layout):
     assert_agree(whole(found, layout, batches), wanted)
+
+
+@pytest.mark.parametrize("layout", CORRECTED)
+def test_corrected_updates_with_replayed_experts_are_those_of_one_process(found, layout):
+    config = config_of((TWO | FOUR)[layout], 2 if layout in TWO else 4)
+    assert_corrected_agree(config, found[f"{layout} corrected"], BALANCED)
 
 
 @pytest.mark.parametrize("layout", [*TWO, *FOUR])

@@ -9,8 +9,10 @@ import itertools
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cispo.correction import CorrectionConfig
 from cispo.evaluate import EvaluationConfig, HeldOutEvaluator
 from cispo.learner.config import LearnerConfig
 from cispo.learner.local import LocalLearner
@@ -33,7 +35,12 @@ def ended(trajectory, reason):
 
 
 class Rollouts:
-    """Groups of ten answers with the ten verdicts, from the policy of the step before."""
+    """Groups of ten answers with the ten verdicts, from the policy of the step before.
+
+    Their first actions are one version older and their experts recorded if `is_in_flight`.
+    """
+
+    is_in_flight = False
 
     def __init__(self, make_group):
         self.make_group = make_group
@@ -44,6 +51,8 @@ class Rollouts:
         group = self.make_group(next(self.indices), rewards, task=task, version=version)
         scores = (Score(r, r > 0, dict.fromkeys(REWARD_PARTS, r), v) for r, v in zip(rewards, Verdict, strict=True))
         trajectories = tuple(map(ended, group.trajectories, ENDS))
+        if self.is_in_flight:
+            trajectories = tuple(map(in_flight, trajectories))
         return dataclasses.replace(group, scores=tuple(scores), trajectories=trajectories)
 
     def take(self, num_groups, *, oldest_version, keep):
@@ -56,6 +65,14 @@ class Rollouts:
 
     def sample(self, prompts, *, num_samples, greedy):
         return [self.make(prompt.task, 0) for prompt in prompts]
+
+
+def in_flight(trajectory):
+    """It got new weights under way, and the engine recorded which of the policy's four experts were visited."""
+    version_T = trajectory.version_T.copy()
+    version_T[trajectory.action_mask_T.argmax()] -= 1
+    experts_TLk = np.tile(np.array([1, 3], np.uint8), (len(version_T), 2, 1))
+    return dataclasses.replace(trajectory, version_T=version_T, experts_TLk=experts_TLk)
 
 
 class Surroundings:
@@ -82,7 +99,16 @@ class Surroundings:
 
 @pytest.fixture(scope="module")
 def logged(make_lm, make_group):
+    """By step, of a run as it is by default, and behind it of one with everything that corrects."""
+    everything = CorrectionConfig("proximal", 2.0, 0.5, 5.0, 0.5, 2.0, replay_experts=True)
+    plain, corrected = (run(make_lm, make_group, correction) for correction in (CorrectionConfig(), everything))
+    assert not any(name.startswith(("correction/", "mismatch/in_flight")) for step in plain.values() for name in step)
+    return plain | {step + len(plain): metrics for step, metrics in corrected.items()}
+
+
+def run(make_lm, make_group, correction):
     rollouts, around = Rollouts(make_group), Surroundings()
+    rollouts.is_in_flight = correction.replay_experts
     prompts = [rollouts.make(task, 0).prompt for task in TASKS]
     learner = LocalLearner(make_lm(), LearnerConfig())
     evaluation = EvaluationConfig(num_samples=4, pass_at=2)
@@ -95,7 +121,7 @@ def logged(make_lm, make_group):
         tracker=around,
         decode=str,
     )
-    config = TrainerConfig(steps=2, groups_per_step=4, updates_per_step=2, max_staleness=1)
+    config = TrainerConfig(steps=2, groups_per_step=4, updates_per_step=2, max_staleness=1, correction=correction)
     train(config, LearnerConfig(), parts)
     return around.logged
 

@@ -1,5 +1,6 @@
 """Packing: weights by hand, and for any samples every one in one row, whole groups together, nothing over the limit."""
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -144,3 +145,14 @@ def test_rows_are_balanced_over_ranks(lengths, num_ranks):
 
 def test_no_samples_make_no_batches():
     assert pack([], num_batches=4) == []
+
+
+def test_recorded_experts_lie_beside_their_tokens_and_missing_records_are_empty():
+    samples = [make_sample(0, member, 1, length) for member, length in enumerate((3, 2, 4))]
+    records = [np.full((len(s.tokens_T), 2, 2), number, np.uint8) for number, s in enumerate(samples)]
+    first, last = (dataclasses.replace(samples[i], experts_TLk=records[i]) for i in (0, 2))
+    (batch,) = pack([first, samples[1], last], num_batches=1)
+    lengths = [len(s.tokens_T) for s in samples]
+    assert batch.rows[0].experts_TLk[:, 1, 0].tolist() == np.repeat([0, 255, 2], lengths).tolist()
+    assert batch.rows[0].experts_TLk.dtype == np.uint8
+    assert pack(samples, num_batches=1)[0].rows[0].experts_TLk is None

@@ -1,0 +1,105 @@
+"""Warnings about a run that is going wrong, in time and not too often: what was seen, the limit, and what to do.
+
+Drift is wanted and its alarm speaks at every step. Mismatch and capped ratios mean a fault or a setting, which stays
+until somebody does something: such an alarm speaks once, and again when its value has doubled or after a while.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cispo.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+WORSE = 2.0
+"""An alarm that has spoken speaks again when its value is so many times what it was then."""
+
+
+@dataclass(frozen=True)
+class AlarmConfig:
+    """When a run is worth a warning; inf is never.
+
+    Attributes:
+        mismatch_kl: mismatch/kl above it. Healthy runs stay below 1e-3; one at 0.013 lost its reward within 20 steps.
+        mismatch_logp: mismatch/logp_abs_diff_mean above it.
+        capped_fraction: ratio/capped_fraction above it.
+        repeat_after: steps for which an alarm that has spoken is silent, unless its value doubles.
+    """
+
+    mismatch_kl: float = 0.01
+    mismatch_logp: float = 0.03
+    capped_fraction: float = 0.1
+    repeat_after: int = 50
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"alarms.{name} must be positive, and inf is never; got {getattr(self, name):g}."
+            for name in LIMITS
+            if not getattr(self, name) > 0.0
+        ]
+        if self.repeat_after < 1:
+            faults.append(f"alarms.repeat_after must be at least 1; got {self.repeat_after}.")
+        if faults:
+            raise ConfigError(*faults)
+
+
+MISMATCH_ADVICE = (
+    "sampler and learner disagree about tokens of the same weights. See which mismatch/<kind> stands out; compare "
+    "precision and temperature on both sides; for a mixture of experts set correction.replay_experts=true; until the "
+    "cause is found, correction.ratio_against=proximal or the masks of `correction` limit the damage"
+)
+LIMITS = {
+    "mismatch_kl": ("mismatch/kl", MISMATCH_ADVICE),
+    "mismatch_logp": ("mismatch/logp_abs_diff_mean", MISMATCH_ADVICE),
+    "capped_fraction": (
+        "ratio/capped_fraction",
+        "the policy is far from the one that sampled. If mismatch/* is high see there; else lower learner.lr, "
+        "updates_per_step or max_staleness, or set kl_stop; a higher ratio_cap would only hide it",
+    ),
+}
+"""For each limit of AlarmConfig, the metric that it is for and what to do."""
+
+
+class Alarms:
+    """The alarms of one run."""
+
+    def __init__(self, config: AlarmConfig) -> None:
+        self._config = config
+        self._spoken: dict[str, tuple[int, float]] = {}
+
+    def look(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Warn of what is above its limit; `alarm/<limit>`, 1 or 0 for each limit whose metric is there."""
+        raised = {}
+        for name, (metric, advice) in LIMITS.items():
+            value, limit = metrics.get(metric, math.nan), getattr(self._config, name)
+            if math.isnan(value):
+                continue
+            raised[f"alarm/{name}"] = float(value > limit)
+            if value > limit and self._has_to_speak(name, step, value):
+                log.warning("step %d: %s is %.3g, above alarms.%s=%g: %s.", step, metric, value, name, limit, advice)
+        return raised
+
+    def _has_to_speak(self, name: str, step: int, value: float) -> bool:
+        """True at the first time, after a silence, or if it has become much worse; notes that it was said."""
+        spoken_at, spoken_value = self._spoken.get(name, (-math.inf, 0.0))
+        if step - spoken_at < self._config.repeat_after and value < WORSE * spoken_value:
+            return False
+        self._spoken[name] = step, value
+        return True
+
+
+def warn_of_drift(step: int, metrics: Mapping[str, float], kl_warn: float) -> None:
+    """CISPO has no trust region: tell people when the policy leaves the one that sampled, before it collapses."""
+    kl = metrics.get("drift/kl_p95", 0.0)
+    if kl > kl_warn:
+        log.warning(
+            "step %d: drift/kl_p95 is %.3g, above kl_warn=%g; runs that stay there tend to collapse. Lower learner.lr "
+            "or updates_per_step, or set kl_stop, kl_step or the mask (docs/algorithm.md).",
+            step,
+            kl,
+            kl_warn,
+        )
