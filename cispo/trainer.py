@@ -163,10 +163,11 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
     """
     learner, rollouts, weights, tracker = parts.learner, parts.rollouts, parts.weights, parts.tracker
     progress = parts.checkpoints.restore(learner, rollouts)
-    weights.publish(learner, version=progress.step)
+    published = weights.publish(learner, version=progress.step)
     if progress.step == 0:
         begin = time.perf_counter()
-        tracker.log(0, {**parts.evaluator.evaluate(), "timing_s/evaluate": time.perf_counter() - begin})
+        evaluated = parts.evaluator.evaluate()
+        tracker.log(0, {**published, **evaluated, "timing_s/evaluate": time.perf_counter() - begin})
     save_seconds = 0.0
     while progress.step < config.steps:
         timer = Timer(save=save_seconds)
@@ -191,8 +192,8 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
         trained_tokens = num_trained(batches, updates)
         progress = progress.after(harvest, updates, trained_tokens)
         with timer("publish"):
-            weights.publish(learner, version=progress.step)
-        metrics = describe(harvest, batches, updates)
+            published = weights.publish(learner, version=progress.step)
+        metrics = describe(harvest, batches, updates) | dict(published)
         warn_of_drift(config, progress, metrics)
         if progress.step == config.steps or due(config.eval_every, progress.step):
             with timer("evaluate"):

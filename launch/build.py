@@ -116,12 +116,13 @@ def make_learner(config: RunConfig, ranks: Ranks) -> SharedLearner:
     return make_learner(make_policy(config, make_tokenizer(config)), config.learner, ranks)
 
 
-def make_worker(config: RunConfig, sandboxes: SandboxActors | None = None) -> RolloutWorker:
+def make_worker(config: RunConfig, sandboxes: SandboxActors | None = None, name: str = "rollout") -> RolloutWorker:
     """A rollout worker: engine, scorers, and a policy that waits for its first weights.
 
     Args:
         config: the run.
         sandboxes: the run's sandbox actors; None gives the worker a pool of its own.
+        name: of the worker, for messages.
     """
     import torch
 
@@ -131,7 +132,8 @@ def make_worker(config: RunConfig, sandboxes: SandboxActors | None = None) -> Ro
     torch.set_num_threads(config.cluster.num_threads)
     tokenizer = make_tokenizer(config)
     engine = HybridEngine(make_policy(config, tokenizer).lm(), config.engine)
-    return RolloutWorker(engine, make_rewards(config, sandboxes), tokenizer.decode, make_sampling(config, tokenizer))
+    rewards, sampling = make_rewards(config, sandboxes), make_sampling(config, tokenizer)
+    return RolloutWorker(engine, rewards, tokenizer.decode, sampling, name)
 
 
 def make_rewards(config: RunConfig, sandboxes: SandboxActors | None = None) -> Rewards:

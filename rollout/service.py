@@ -88,10 +88,11 @@ class RolloutService:
             log.warning("prompt %s could not be evaluated: %s", prompts[-1 - index].id, reason)
         return [groups[request.index] for request in requests if request.index in groups]
 
-    def load_weights(self, package: Any, version: int) -> None:
+    def load_weights(self, package: Any, version: int) -> Sequence[Any]:
         """See RolloutSource.load_weights."""
-        self._pool.load_weights(package, version)
+        said = self._pool.load_weights(package, version)
         self._version = version
+        return said
 
     def state(self) -> State:
         """The cursor, and every prompt that was drawn but not taken: it will be sampled again, under its old index."""

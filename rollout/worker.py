@@ -17,7 +17,7 @@ from cispo.schedule import Schedule, check_schedule
 from cispo.types import Group, Prompt, Score, Trajectory
 from rollout.engine import Completion, Engine, Request
 from rollout.episode import response_text_ids, single_turn
-from rollout.receiver import WeightPackage, verified
+from rollout.receiver import Loaded, Package, Receiver
 from rollout.sampling import Sampling
 
 
@@ -135,11 +135,13 @@ class RolloutWorker:
         scorer: Scorer,
         decode: Callable[[Sequence[int]], str],
         sampling: Sampling,
+        name: str = "rollout",
     ) -> None:
         self.engine = engine
         self.scorer = scorer
         self.decode = decode
         self.sampling = sampling
+        self._receiver = Receiver(engine, name)
         self._under_way: dict[str, _GroupUnderWay] = {}
         self._refused: dict[int, str] = {}
 
@@ -171,12 +173,13 @@ class RolloutWorker:
             groups += self._take_done()
         return Finished(tuple(groups), failed, num_steps)
 
-    def load_weights(self, package: WeightPackage, version: int) -> None:
-        """Take the weights of `version` if they arrived whole; raises WeightSyncError and keeps the old ones if not."""
-        self.engine.load_weights(verified(package, expected_version=version), version)
+    def load_weights(self, package: Package, version: int) -> Loaded:
+        """Sample with `version` from the next token on; see `Receiver.load`, whose errors it raises."""
+        return self._receiver.load(package, version)
 
     def close(self) -> None:
         """End the scorer's helper processes."""
+        self._receiver.close()
         self.scorer.close()
 
     def _engine_request(self, request: GroupRequest) -> Request:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cispo.errors import ConfigError, DeadlineExceeded, WorkerDied
 from cispo.types import Group
+from rollout.delivery import Delivery
 from rollout.worker import Finished, GroupRequest
 
 log = logging.getLogger(__name__)
@@ -96,20 +97,25 @@ class WorkerPool:
             f"{_listed(busy)}. Look at those workers' logs; raise rollout.deadline_seconds if the work is that slow."
         )
 
-    def load_weights(self, package: Any, version: int) -> None:
-        """All workers take the weights, or the first error is raised."""
+    def load_weights(self, package: Any, version: int) -> list[Any]:
+        """All workers take the weights, or the first error is raised; what each said."""
         self._weights = (package, version)
-        calls = [(worker, worker.call("load_weights", package, version)) for worker in self._workers]
-        for worker, call in calls:
-            try:
-                call.result(timeout=self._config.deadline_seconds)
-            except WorkerDied as error:
-                self._recover(worker, error)
-            except TimeoutError as error:
-                raise DeadlineExceeded(
-                    f"the driver waited {self._config.deadline_seconds:g} s for {worker.name} to load the weights of "
-                    f"version {version}; look at its log, or raise rollout.deadline_seconds."
-                ) from error
+        deliveries = {worker.name: Delivery(worker, package, version) for worker in self._workers}
+        wait([delivery.call for delivery in deliveries.values()], self._config.deadline_seconds, FIRST_EXCEPTION)
+        # Those who failed come first: a broadcast goes on for the others when the dead one is back.
+        failed_first = sorted(self._workers, key=lambda worker: not _has_failed(deliveries[worker.name].call))
+        return [self._await_weights(worker, deliveries[worker.name], version) for worker in failed_first]
+
+    def _await_weights(self, worker: WorkerHandle, delivery: Delivery, version: int) -> Any:
+        try:
+            return delivery.result(timeout=self._config.deadline_seconds)
+        except WorkerDied as error:
+            return self._recover(worker, error)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"the driver waited {self._config.deadline_seconds:g} s for {worker.name} to load the weights of "
+                f"version {version}; look at its log, or raise rollout.deadline_seconds."
+            ) from error
 
     def keep_busy(self) -> None:
         """Set every worker that has groups to work, and do not wait for it."""
@@ -146,8 +152,11 @@ class WorkerPool:
                 f"at its log, or raise rollout.deadline_seconds if the work is that slow."
             ) from error
 
-    def _recover(self, worker: WorkerHandle, error: WorkerDied) -> None:
-        """Restart a dead worker with the last weights and the groups it had; the same seeds give the same groups."""
+    def _recover(self, worker: WorkerHandle, error: WorkerDied) -> Any:
+        """Restart a dead worker with the last weights and the groups it had; the same seeds give the same groups.
+
+        Returns what it said of the weights.
+        """
         self._num_restarts += 1
         if self._num_restarts > self._config.max_restarts:
             raise WorkerDied(
@@ -158,10 +167,16 @@ class WorkerPool:
         log.warning("%s It is restarted; %d groups that it had are sampled again.", error, len(requests))
         self._calls.pop(worker.name, None)
         worker.restart()
+        loaded = None
         if self._weights:
-            self._reliably(worker, "load_weights", *self._weights)
+            loaded = self._await_weights(worker, Delivery(worker, *self._weights), self._weights[1])
         if requests:
             self._reliably(worker, "submit", requests)
+        return loaded
+
+
+def _has_failed(call: Future[Any]) -> bool:
+    return call.done() and call.exception() is not None
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -22,7 +22,7 @@ from cispo.learner.config import LearnerConfig
 from cispo.learner.master import MasterWeights
 from cispo.learner.ranks import Ranks
 from cispo.learner.row import RowOutput, row_loss
-from cispo.learner.shared import SharedLearner, dtype_of
+from cispo.learner.shared import SharedLearner, dtype_of, hidden_of
 from cispo.optimizer import OptimizerConfig
 from cispo.types import PackedBatch, Trajectory, UpdateSettings
 from model import HybridLM
@@ -99,6 +99,11 @@ class LocalLearner(SharedLearner):
                 own = [(f"{path}.{name}" if path else name, w) for name, w in module.named_parameters()]
                 # Copies, because a numpy array on gathered memory would keep FSDP from letting go of it.
                 yield from stream_weights(self.lm, [(name, w.clone()) for name, w in own if not _is_part(w)])
+
+    def _logp(self, tokens_T: Tensor) -> Tensor:
+        hidden_TD = hidden_of(self.lm, tokens_T)
+        with _gathered([self.lm] if self._is_sharded else []):  # the head is asked, not called
+            return self.lm.logp(hidden_TD[:-1], tokens_T[1:])
 
     def probe(self, trajectory: Trajectory) -> dict[str, float]:
         """See Learner; on the prompt and the first actions. The model of this process runs both sides."""

@@ -84,7 +84,7 @@ class Found:
 def learn(learner, batches, settings=SETTINGS, shard=0, num_shards=1):
     """Run the batches through a learner, or through one rank of it."""
     results = [learner.update(deal(batch, num_shards)[shard], settings) for batch in batches]
-    weights = {name: array.copy() for name, array in learner.weights()}
+    weights = {name: weight.float().numpy().copy() for name, weight in learner.weights()}
     metrics = [{name: float(metric) for name, metric in result.metrics.items()} for result in results]
     return Found([r.loss for r in results], [r.grad_norm for r in results], metrics,
                  [r.logp_rows for r in results], weights)  # fmt: skip
