@@ -106,11 +106,17 @@ class LocalLearner(SharedLearner):
             return self.lm.logp(hidden_TD[:-1], tokens_T[1:])
 
     def probe(self, trajectory: Trajectory) -> dict[str, float]:
-        """See Learner; on the prompt and the first actions. The model of this process runs both sides."""
+        """See Learner; on the prompt and the first actions. The model of this process runs both sides.
+
+        Sharded weights are first copied together, because FSDP cuts those that it gathered after each forward pass.
+        """
         num_prefill = int(trajectory.action_mask_T.argmax())
         tokens_T = torch.from_numpy(trajectory.token_ids_T[: num_prefill + PROBE_ACTIONS]).to(self.lm.device)
-        with _gathered(_sharded(self.lm).values()):
-            found = mismatch_by_kind(self.lm, tokens_T, num_prefill)
+        lm = self.lm
+        if self._is_sharded:
+            lm = unset_model(self.model_config, self.lm.device)
+            load_weights(lm, self._stream())
+        found = mismatch_by_kind(lm, tokens_T, num_prefill)
         return {f"mismatch/{kind}": difference for kind, difference in found.items()}
 
     def save(self, folder: Path) -> None:

@@ -74,11 +74,11 @@ class SharedLearner(ABC):
 
     def logp(self, token_ids: Ints) -> Floats | None:
         """See Learner; one forward pass as in training. All ranks must ask, and rank 0 is told."""
-        with torch.no_grad():
-            logp = self._logp(torch.from_numpy(token_ids).to(self.config.device))
+        # With a graph that nobody uses: without one the model would run as it samples, which is the other side.
+        logp = self._logp(torch.from_numpy(token_ids).to(self.config.device))
         if logp is None:
             return None
-        return np.concatenate([np.full(1, np.nan, np.float32), logp.float().cpu().numpy()])
+        return np.concatenate([np.full(1, np.nan, np.float32), logp.detach().float().cpu().numpy()])
 
     def export(self, folder: Path, *, eos_token_id: int | None = None, pad_token_id: int | None = None) -> None:
         """The policy in Hugging Face layout, written by rank 0."""
