@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
 
-ROW_WORDS = 1 << 15
-"""256 KiB: a row is read from memory once, to be added to the columns, and from the processor's cache to be summed.
-Half of it costs a fifth more time in calls."""
+ROW_WORDS = 1024
+"""Width of the table: 8 KiB."""
 
-FOLD_WORDS = 128
-"""Width of the second table, into which the column sums are laid."""
+BLOCK_BYTES = 1 << 20
+"""Summed at a time, a multiple of a row: read from memory for the rows, and from the processor's cache for the columns.
+A quarter of it costs a fifth more time in calls."""
 
 _WORD = 8
 
@@ -44,27 +44,25 @@ def as_bytes(array: NDArray[Any]) -> Bytes:
 
 
 def _sum_up(data: Bytes, source: Bytes | None = None) -> int:
-    """Row by row: copied if there is a `source`, added to the columns, summed. All modulo 2 ** 64."""
-    num_words = -(-len(data) // _WORD)
-    columns = np.zeros(-(-min(num_words, ROW_WORDS) // FOLD_WORDS) * FOLD_WORDS, np.uint64)
-    rows = np.zeros(-(-num_words // ROW_WORDS), np.uint64)
-    for index in range(len(rows)):
-        place = slice(index * ROW_WORDS * _WORD, (index + 1) * ROW_WORDS * _WORD)
-        if source is not None:
-            np.copyto(data[place], source[place])
-        words = _words(data[place])
-        head = columns[: len(words)]
-        np.add(head, words, out=head)
-        rows[index] = np.add.reduce(words)
-    table = columns.reshape(-1, FOLD_WORDS)
+    """Block by block: copied if there is a `source`, then summed both ways. All modulo 2 ** 64."""
+    columns = np.zeros(ROW_WORDS, np.uint64)
     digest = hashlib.blake2b(len(data).to_bytes(8, "little"), digest_size=8)
-    for sums in (table.sum(axis=0), table.sum(axis=1), rows):
-        digest.update(sums.data)
+    for begin in range(0, len(data), BLOCK_BYTES):
+        block = data[begin : begin + BLOCK_BYTES]
+        if source is not None:
+            np.copyto(block, source[begin : begin + BLOCK_BYTES])
+        whole = len(block) // (ROW_WORDS * _WORD) * ROW_WORDS * _WORD
+        table = block[:whole].view(np.uint64).reshape(-1, ROW_WORDS)
+        digest.update(table.sum(axis=1).data)
+        columns += table.sum(axis=0)
+        if whole < len(block):
+            words = _words(block[whole:])
+            digest.update(words.sum().data)
+            columns[: len(words)] += words
+    digest.update(columns.data)
     return int.from_bytes(digest.digest(), "little")
 
 
-def _words(data: Bytes) -> Words:
-    """uint64 on the same memory; zeros fill up the last word, which takes a copy of that short last row."""
-    if len(data) % _WORD:
-        data = np.concatenate([data, np.zeros(-len(data) % _WORD, np.uint8)])
-    return data.view(np.uint64)
+def _words(rest: Bytes) -> Words:
+    """A last row that is not full, as words; zeros fill up the last of them."""
+    return np.concatenate([rest, np.zeros(-len(rest) % _WORD, np.uint8)]).view(np.uint64)

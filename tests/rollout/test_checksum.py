@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout.checksum import FOLD_WORDS, ROW_WORDS, checksum, copy_with_checksum
+from rollout.checksum import BLOCK_BYTES, ROW_WORDS, checksum, copy_with_checksum
 
-SIZES = (0, 1, 7, 8, 1000, 8 * FOLD_WORDS, 8 * ROW_WORDS, 8 * ROW_WORDS + 5, 3 * 8 * ROW_WORDS, 5 * 8 * ROW_WORDS - 24)
+ROW = 8 * ROW_WORDS
+SIZES = (0, 1, 7, 8, 1000, ROW, ROW + 5, 3 * ROW, 5 * ROW - 24, BLOCK_BYTES + 8, 2 * BLOCK_BYTES + ROW + 3)
+NUM_WORDS = 5 * BLOCK_BYTES // 16
+"""Two blocks and a half."""
 
 
 def data_of(size, seed=0):
@@ -20,16 +23,12 @@ def by_definition(data):
     """The sums in Python's own integers: word i of the padded bytes is in row i // R and column i % R."""
     padded = bytes(data) + bytes(-len(data) % 8)
     words = np.frombuffer(padded, "<u8").tolist()
-    rows = [0] * -(-len(words) // ROW_WORDS)
-    across, down = {}, {}
+    rows, columns = [0] * -(-len(words) // ROW_WORDS), [0] * ROW_WORDS
     for i, word in enumerate(words):
         rows[i // ROW_WORDS] += word
-        column = i % ROW_WORDS
-        across[column // FOLD_WORDS] = across.get(column // FOLD_WORDS, 0) + word
-        down[column % FOLD_WORDS] = down.get(column % FOLD_WORDS, 0) + word
+        columns[i % ROW_WORDS] += word
     digest = hashlib.blake2b(len(data).to_bytes(8, "little"), digest_size=8)
-    sums = [down.get(i, 0) for i in range(FOLD_WORDS)] + [across[i] for i in sorted(across)] + rows
-    digest.update(b"".join((each % 2**64).to_bytes(8, "little") for each in sums))
+    digest.update(b"".join((each % 2**64).to_bytes(8, "little") for each in (*rows, *columns)))
     return int.from_bytes(digest.digest(), "little")
 
 
@@ -47,9 +46,9 @@ def test_it_is_taken_of_what_was_copied(size):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 4 * ROW_WORDS - 1), st.integers(1, 2**64 - 1)), min_size=1, max_size=3))
+@given(st.lists(st.tuples(st.integers(0, NUM_WORDS - 1), st.integers(1, 2**64 - 1)), min_size=1, max_size=3))
 def test_an_error_in_up_to_three_words_is_found(errors):
-    words = data_of(4 * 8 * ROW_WORDS).view(np.uint64)
+    words = data_of(8 * NUM_WORDS).view(np.uint64)
     before, whole = checksum(words), words.copy()
     for place, error in errors:
         words[place] ^= np.uint64(error)
@@ -57,18 +56,18 @@ def test_an_error_in_up_to_three_words_is_found(errors):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 4 * ROW_WORDS - 1), st.integers(1, 4 * ROW_WORDS - 1))
+@given(st.integers(0, NUM_WORDS - 1), st.integers(1, NUM_WORDS - 1))
 def test_two_words_that_changed_places_are_found(one, distance):
-    words = data_of(4 * 8 * ROW_WORDS).view(np.uint64)
+    words = data_of(8 * NUM_WORDS).view(np.uint64)
     other = (one + distance) % len(words)
     before = checksum(words)
     words[[one, other]] = words[[other, one]]
     assert checksum(words) != before
 
 
-@pytest.mark.parametrize("chunk", [8, 64, 4096, 8 * ROW_WORDS])
+@pytest.mark.parametrize("chunk", [8, 64, 4096, ROW, BLOCK_BYTES])
 def test_pieces_that_changed_places_are_found(chunk):
-    data = data_of(4 * 8 * ROW_WORDS)
+    data = data_of(4 * BLOCK_BYTES)
     before = checksum(data)
     pieces = data.reshape(-1, chunk)
     pieces[[0, -1]] = pieces[[-1, 0]]
@@ -81,10 +80,10 @@ def test_a_tensor_of_zeros_is_not_one_of_more_zeros():
 
 def test_words_in_the_corners_of_a_rectangle_can_cancel_out():
     """What the decision page says is not found: four errors, opposite in pairs, in two rows and two columns."""
-    words = data_of(4 * 8 * ROW_WORDS).view(np.uint64)
+    words = data_of(8 * NUM_WORDS).view(np.uint64)
     before = checksum(words)
-    words[[3, ROW_WORDS + 3 + FOLD_WORDS]] += np.uint64(5)
-    words[[ROW_WORDS + 3, 3 + FOLD_WORDS]] -= np.uint64(5)
+    words[[3, ROW_WORDS + 4]] += np.uint64(5)
+    words[[ROW_WORDS + 3, 4]] -= np.uint64(5)
     assert checksum(words) == before
 
 
