@@ -30,7 +30,7 @@ class VerifiedSync:
         self.rollouts = rollouts
         self.config = config
         self.num_workers = num_workers
-        self._is_checked = True
+        self._has_told = False
 
     def publish(self, learner: object, *, version: int) -> Mapping[str, float]:
         """See WeightSync; returns once every worker samples with `version`.
@@ -61,8 +61,8 @@ class VerifiedSync:
         differences = [each.canary_difference for each in loaded if each.canary_difference is not None]
         if differences:
             metrics["sync/canary_logp_diff_max"] = max(differences)
-        elif self.config.canary_tokens and self._is_checked:
-            self._is_checked = False
+        elif self.config.canary_tokens and not self._has_told:
+            self._has_told = True
             log.warning(
                 "the canary is left out: this learner or this engine cannot compute log-probabilities of a given text."
             )

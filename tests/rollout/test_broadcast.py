@@ -20,9 +20,7 @@ BUCKET = 4096  # several of them, which cut through tensors
 
 def weights_of(version):
     rng = torch.Generator().manual_seed(version)
-    return {
-        name: torch.randn(form.shape, generator=rng).to(getattr(torch, form.dtype)) for name, form in FORMS.items()
-    }
+    return {name: torch.randn(form.shape, generator=rng).to(getattr(torch, form.dtype)) for name, form in FORMS.items()}
 
 
 class Learner:
@@ -138,7 +136,9 @@ def test_a_worker_that_stops_on_the_way_costs_the_deadline_and_the_sentence_says
         r"rollout-1 \(.*\)$",
         reason,
     )
-    with pytest.raises(NeedsWhole, match=r"^rollout-0 lost the broadcast of version 0 .* bucket \d+ of 48 from learner"):
+    with pytest.raises(
+        NeedsWhole, match=r"^rollout-0 lost the broadcast of version 0 .* bucket \d+ of 48 from learner"
+    ):
         received.result(60)
     assert memory.version == 0, "the learner still has the whole version to send"
 

@@ -11,8 +11,8 @@ from cispo.errors import WeightSyncError
 from model import HybridConfig, HybridLM
 from model.checkpoint import stream_weights
 from rollout.engine import EngineConfig, HybridEngine
-from rollout.weight_package import make_package
 from rollout.sampling import Sampling
+from rollout.weight_package import make_package
 from rollout.worker import RolloutWorker
 
 SHAPE = HybridConfig(
