@@ -4,12 +4,12 @@
     python benchmarks/weight_sync.py --only changes  how many bytes real updates change
     python benchmarks/weight_sync.py --dtype bfloat16 --copies 6
 
-Both processes have one thread. The weights are those of the 30M model, `--copies` times. A publish begins where the
-learner has them in memory and ends when they stand in the worker's own tensors, with every checksum compared; between
-two publishes one number in a hundred changes. Rates are of the whole version's bytes, so that of "changed bytes" is the
-rate of a version and not of a wire. "copy" is numpy's, between two blocks of memory that were used before; "actor call"
-hands the same arrays to the worker as the argument of a Ray call, without any check. The ways take turns, so that all
-see the same machine; told are medians, and the CPU seconds of both processes. Results go to
+Both processes have one thread, or `--threads`. The weights are those of the 30M model, `--copies` times. A publish
+begins where the learner has them in memory and ends when they stand in the worker's own tensors, with every checksum
+compared; between two publishes one number in a hundred changes. Rates are of the whole version's bytes, so that of
+"changed bytes" is the rate of a version and not of a wire. "copy" is numpy's, between two blocks of memory that were
+used before; "actor call" hands the same arrays to the worker as the argument of a Ray call, without any check. The ways
+take turns, so that all see the same machine; told are medians, and the CPU seconds of both processes. Results go to
 benchmarks/results/weight_sync.json.
 """
 
@@ -67,8 +67,8 @@ def weights(copies: int, dtype: str) -> dict[str, Tensor]:
 class Source:
     """The learner's process: one publisher for each transport."""
 
-    def __init__(self, copies: int, dtype: str) -> None:
-        torch.set_num_threads(1)
+    def __init__(self, copies: int, dtype: str, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
         self.tensors = weights(copies, dtype)
         self.publishers = {name: self._publisher(name) for name in TRANSPORTS}
 
@@ -110,8 +110,8 @@ class Source:
 class Sink:
     """The worker's process: an engine that is a copy of the weights, and a receiver for each transport."""
 
-    def __init__(self, copies: int, dtype: str) -> None:
-        torch.set_num_threads(1)
+    def __init__(self, copies: int, dtype: str, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
         self.tensors = weights(copies, dtype)
         self.receivers = {name: Receiver(self, "rollout-0") for name in TRANSPORTS}  # type: ignore[arg-type]
         self.block = np.ones(sum(t.numel() * t.element_size() for t in self.tensors.values()), np.uint8)
@@ -190,11 +190,13 @@ class Bench:
         return found
 
 
-def rates(copies: int, dtype: str, repeats: int) -> list[dict[str, Any]]:
+def rates(copies: int, dtype: str, repeats: int, num_threads: int) -> list[dict[str, Any]]:
     """Medians over the rounds after the first, which finds everything cold."""
     total = sum(tensor.numel() * tensor.element_size() for tensor in weights(copies, dtype).values())
     with cluster(ClusterConfig(num_workers=2, object_store_mb=6 * total >> 20)):
-        source, sink = (RayHandle(n, make, copies, dtype) for n, make in (("learner-0", Source), ("rollout-0", Sink)))
+        arguments = copies, dtype, num_threads
+        source = RayHandle("learner-0", Source, *arguments, num_threads=num_threads)
+        sink = RayHandle("rollout-0", Sink, *arguments, num_threads=num_threads)
         bench = Bench(source, sink)
         rounds = [bench.round() for _ in range(repeats + 1)][1:]
         source.stop()
@@ -207,6 +209,7 @@ def rates(copies: int, dtype: str, repeats: int) -> list[dict[str, Any]]:
             {
                 "way": way,
                 "dtype": dtype,
+                "threads": num_threads,
                 "gigabytes": round(total / 1e9, 3),
                 "seconds": round(seconds, 4),
                 "cpu_seconds": round(statistics.median(each[way]["cpu_seconds"] for each in rounds), 4),
@@ -219,22 +222,20 @@ def rates(copies: int, dtype: str, repeats: int) -> list[dict[str, Any]]:
 
 
 class Watch:
-    """Stands between the workers and the loop, and sees how every version differs from the one before."""
+    """Sees every version on its way to the workers, and how it differs from the one before."""
 
     def __init__(self, service: Any) -> None:
-        self._service = service
+        self._load = service.load_weights
+        service.load_weights = self._watch
         self._before: WeightPackage | None = None
         self.shares: list[dict[str, float]] = []
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._service, name)
-
-    def load_weights(self, publication: Any, version: int) -> Any:
+    def _watch(self, publication: Any, version: int) -> Any:
         package = publication.package
         if self._before is not None:
             self.shares.append(self._compare(self._before, package))
         self._before = package
-        return self._service.load_weights(publication, version)
+        return self._load(publication, version)
 
     def _compare(self, old: WeightPackage, new: WeightPackage) -> dict[str, float]:
         """Share of the bytes that changed, and of those that changed_bytes would send, by size of block."""
@@ -277,7 +278,7 @@ def changes(dtype: str, lr: float) -> dict[str, Any]:
 
         def watch(service: Any) -> Any:
             watches.append(Watch(service))
-            return watches[-1]
+            return service
 
         run_training(config, wrap=watch)
     shares = watches[0].shares
@@ -290,6 +291,7 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--copies", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1, help="of either process")
     parser.add_argument("--only", choices=("ways", "changes"))
     args = parser.parse_args()
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
@@ -306,7 +308,7 @@ def measured_ways(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A line for each way and dtype, told as it comes."""
     lines = []
     for dtype in args.dtype:
-        for line in rates(args.copies * (2 if dtype == "bfloat16" else 1), dtype, args.repeats):
+        for line in rates(args.copies * (2 if dtype == "bfloat16" else 1), dtype, args.repeats, args.threads):
             lines.append(line)
             print("  ".join(f"{key} {value}" for key, value in line.items()), flush=True)
     return lines

@@ -7,8 +7,10 @@ tensor travels with its shape, dtype and checksum, and a version is checked whol
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from cispo.errors import WeightSyncError
@@ -77,16 +79,11 @@ def make_package(
 
     Without `copies` the arrays may lie on that memory: for a package that is written elsewhere before the next update.
     """
-    arrays, records = {}, {}
+    forms, arrays = {}, {}
     for name, tensor in weights:
-        array = array_of(tensor)
-        if copies:
-            source, array = array, array.copy()
-            records[name] = TensorRecord(TensorForm.of(tensor), copy_with_checksum(array, source))
-        else:
-            records[name] = TensorRecord(TensorForm.of(tensor), checksum(array))
-        arrays[name] = array
-    return WeightPackage(Manifest(version, records, canary), arrays)
+        forms[name], array = TensorForm.of(tensor), array_of(tensor)
+        arrays[name] = array.copy() if copies else array
+    return WeightPackage(Manifest(version, records_of(arrays, forms), canary), arrays)
 
 
 def fill(memory: WeightMemory, weights: Iterable[tuple[str, Tensor]], version: int) -> dict[str, TensorRecord]:
@@ -107,8 +104,8 @@ def fill(memory: WeightMemory, weights: Iterable[tuple[str, Tensor]], version: i
 
 def check_arrays(manifest: Manifest, arrays: Mapping[str, Array]) -> None:
     """Raise WeightSyncError that names every tensor which is missing, not announced or not what it should be."""
-    shared = [name for name in manifest.records if name in arrays]
-    check_found(manifest, {name: record_of(arrays[name], manifest.records[name].form) for name in shared}, arrays)
+    forms = {name: form for name, form in manifest.forms.items() if name in arrays}
+    check_found(manifest, records_of(arrays, forms), arrays)
 
 
 def check_found(manifest: Manifest, found: Mapping[str, TensorRecord], arrays: Mapping[str, Array]) -> None:
@@ -130,6 +127,13 @@ def check_found(manifest: Manifest, found: Mapping[str, TensorRecord], arrays: M
             f"the weights of version {manifest.version} did not arrive as they were sent ({'; '.join(faults)}); "
             f"the worker keeps the weights it has."
         )
+
+
+def records_of(arrays: Mapping[str, Array], forms: Mapping[str, TensorForm]) -> dict[str, TensorRecord]:
+    """`record_of` each of `forms`, in as many threads as torch has: numpy lets go of the interpreter while it sums."""
+    names = list(forms)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return dict(zip(names, pool.map(lambda name: record_of(arrays[name], forms[name]), names), strict=True))
 
 
 def record_of(array: Array, expected: TensorForm) -> TensorRecord:
