@@ -73,7 +73,7 @@ class SyncConfig:
 
     transport: str = "object_store"
     bucket_mb: int = 64
-    block_bytes: int = 4
+    block_bytes: int = 2
     deadline_seconds: float = 60.0
     canary_tokens: int = 32
     canary_tolerance: float = 1e-3

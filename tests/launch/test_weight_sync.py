@@ -10,8 +10,7 @@ from configs.fleet import ClusterConfig
 from launch.cli import main
 from launch.cluster import cluster
 from launch.compose import compose
-
-from .test_ray import killer
+from tests.launch.test_ray import killer
 
 SMALLEST = ClusterConfig(num_workers=1, object_store_mb=100)
 TRANSPORTS = ("object_store", "broadcast", "changed_bytes")
@@ -49,8 +48,8 @@ def test_a_run_is_the_same_whichever_transport_carries_the_weights(tmp_path, sma
     assert all(0 <= line["sync/canary_logp_diff_max"] < 1e-4 and line["sync/seconds"] > 0 for line in [first, *later])
     whole_bytes = metrics_of(whole_run)[0]["sync/bytes"]
     assert first["sync/bytes"] == whole_bytes
-    if transport == "changed_bytes":  # float32 in blocks of 4 bytes: one bit more for each block that changed
-        assert all(0 < line["sync/bytes"] < 1.04 * whole_bytes != line["sync/bytes"] for line in later)
+    if transport == "changed_bytes":  # with a bit for each block of 2 bytes, it is a sixteenth more at most
+        assert all(0 < line["sync/bytes"] < 1.07 * whole_bytes != line["sync/bytes"] for line in later)
     else:
         assert all(line["sync/bytes"] == whole_bytes for line in later)
 
