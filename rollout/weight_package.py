@@ -131,9 +131,17 @@ def check_found(manifest: Manifest, found: Mapping[str, TensorRecord], arrays: M
 
 def records_of(arrays: Mapping[str, Array], forms: Mapping[str, TensorForm]) -> dict[str, TensorRecord]:
     """`record_of` each of `forms`, in as many threads as torch has: numpy lets go of the interpreter while it sums."""
-    names = list(forms)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return dict(zip(names, pool.map(lambda name: record_of(arrays[name], forms[name]), names), strict=True))
+    names, num_threads = list(forms), torch.get_num_threads()
+
+    def records(mine: list[str]) -> dict[str, TensorRecord]:
+        return {name: record_of(arrays[name], forms[name]) for name in mine}
+
+    if num_threads == 1:
+        return records(names)
+    with ThreadPoolExecutor(num_threads) as pool:
+        shares = list(pool.map(records, [names[first::num_threads] for first in range(num_threads)]))
+    found = {name: record for share in shares for name, record in share.items()}
+    return {name: found[name] for name in names}
 
 
 def record_of(array: Array, expected: TensorForm) -> TensorRecord:
