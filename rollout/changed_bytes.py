@@ -144,7 +144,9 @@ def _patch(memory: WeightMemory, name: str, changes: TensorChanges, block_bytes:
 def _changed(old: Array, new: Array) -> NDArray[np.bool_]:
     """Which blocks differ, bool [blocks]."""
     differs: NDArray[np.bool_] = old != new
-    return differs[:, 0] if differs.shape[1] == 1 else differs.any(axis=1)  # numpy is slow over an axis of one
+    if differs.shape[1] == 1:  # numpy is slow over an axis of one
+        return differs[:, 0]
+    return np.logical_or.reduce(differs, axis=1)
 
 
 def _blocks(data: Bytes, block_bytes: int) -> Array:
