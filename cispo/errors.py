@@ -45,6 +45,10 @@ class WeightSyncError(CispoError):
     """A stream of weights has a wrong checksum, version, name or shape; the receiver keeps its old weights."""
 
 
+class NeedsWhole(CispoError):
+    """A worker cannot take a version in the short form that it was offered, and asks for all of its bytes."""
+
+
 class WorkerDied(CispoError):
     """A worker process ended or cannot be reached; its unfinished prompts are known and can be given to another."""
 

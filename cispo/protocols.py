@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from cispo.types import (
     Floats,
     Group,
     Harvest,
+    Ints,
     PackedBatch,
     Progress,
     Prompt,
@@ -29,11 +30,15 @@ from cispo.types import (
     UpdateSettings,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 State = dict[str, Any]
 """JSON-like or numpy: what a part needs to go on exactly where it stopped."""
 
-WeightStream = Iterator[tuple[str, NDArray[Any]]]
-"""(name in the checkpoint's own naming, whole tensor) one after the other, so that nobody holds the model twice."""
+WeightStream = Iterator[tuple[str, "Tensor"]]
+"""(name in the checkpoint's own naming, whole tensor in its own dtype and in the host's memory) one after the other, so
+that nobody holds the model twice. Read each before the next, and all before the next update: they may be views."""
 
 
 class PromptSource(Protocol):
@@ -74,8 +79,8 @@ class RolloutSource(Protocol):
     def sample(self, prompts: Sequence[Prompt], *, num_samples: int, greedy: bool) -> list[Group]:
         """One scored group for each prompt, in order, outside the training stream. Seeds depend on the prompt alone."""
 
-    def load_weights(self, package: Any, version: int) -> None:
-        """Give every worker the weights of `version`; returns once all of them that are up sample with it.
+    def load_weights(self, package: Any, version: int) -> Sequence[Any]:
+        """Give every worker the weights of `version`; returns, once all that are up sample with it, what each said.
 
         `package` is what the weight sync made: opaque here, because it may be a reference into an object store.
         """
@@ -105,6 +110,11 @@ class Learner(Protocol):
     def weights(self) -> WeightStream:
         """The present weights, in the checkpoint's names."""
 
+    def text_logp(self, token_ids: Ints) -> Floats | None:
+        """float32 [T]: log-probability, with the present weights and at temperature 1, of each token given those
+        before it; NaN for the first. None if this learner cannot compute it outside an update.
+        """
+
     def probe(self, trajectory: Trajectory) -> Mapping[str, float]:
         """`mismatch/<kind>`: where training and sampling differ on these tokens with the present weights."""
 
@@ -124,8 +134,8 @@ class Learner(Protocol):
 class WeightSync(Protocol):
     """Carries a version of the weights from the learner to the rollouts."""
 
-    def publish(self, learner: Learner, *, version: int) -> None:
-        """Returns once every worker samples with `version`; raises WeightSyncError."""
+    def publish(self, learner: Learner, *, version: int) -> Mapping[str, float]:
+        """Returns, once every worker samples with `version`, metrics of it; raises WeightSyncError."""
 
 
 class Checkpoints(Protocol):

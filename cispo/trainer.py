@@ -166,10 +166,11 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
     """
     learner, rollouts, weights, tracker = parts.learner, parts.rollouts, parts.weights, parts.tracker
     progress = parts.checkpoints.restore(learner, rollouts)
-    weights.publish(learner, version=progress.step)
+    published = weights.publish(learner, version=progress.step)
     if progress.step == 0:
         begin = time.perf_counter()
-        tracker.log(0, {**parts.evaluator.evaluate(), "timing_s/evaluate": time.perf_counter() - begin})
+        evaluated = parts.evaluator.evaluate()
+        tracker.log(0, {**published, **evaluated, "timing_s/evaluate": time.perf_counter() - begin})
     save_seconds, alarms = 0.0, Alarms(config.alarms)
     while progress.step < config.steps:
         timer = Timer(save=save_seconds)
@@ -198,8 +199,8 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
         trained_tokens = num_trained(batches, updates)
         progress = progress.after(harvest, updates, trained_tokens)
         with timer("publish"):
-            weights.publish(learner, version=progress.step)
-        metrics = describe(harvest, batches, updates) | corrections | dict(rollouts.metrics())
+            published = weights.publish(learner, version=progress.step)
+        metrics = describe(harvest, batches, updates) | corrections | dict(rollouts.metrics()) | dict(published)
         warn_of_drift(progress.step, metrics, config.kl_warn)
         metrics |= alarms.look(progress.step, metrics)
         if progress.step == config.steps or due(config.eval_every, progress.step):

@@ -8,6 +8,7 @@ from cispo.errors import ConfigError
 
 WANDB_MODES = ("disabled", "offline", "online")
 CLUSTERS = ("local", "inline")
+TRANSPORTS = ("object_store", "broadcast", "changed_bytes")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,53 @@ class ClusterConfig:
             faults.append(
                 f"cluster.start_seconds and update_seconds must be positive; got {self.start_seconds:g}, "
                 f"{self.update_seconds:g}."
+            )
+        if faults:
+            raise ConfigError(*faults)
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    """How a version of the weights reaches the workers, and what is checked on the way.
+
+    Attributes:
+        transport: "object_store" (one copy in the memory of each node), "broadcast" (torch.distributed from learner-0
+            to all workers at once) or "changed_bytes" (only what differs from the version before).
+        bucket_mb: of a broadcast: sent at a time, in MiB.
+        block_bytes: of changed_bytes: of a block, which travels if anything in it changed; a power of 2.
+        deadline_seconds: of a broadcast: how long learner and workers wait for each other, to come and at each bucket.
+        canary_tokens: tokens, in two prompts, whose log-probabilities learner and workers compare; 0 compares none.
+        canary_tolerance: how far they may be apart, in nats, if the learner's weights are float32.
+        canary_tolerance_bfloat16: the same if they are bfloat16.
+    """
+
+    transport: str = "object_store"
+    bucket_mb: int = 64
+    block_bytes: int = 2
+    deadline_seconds: float = 60.0
+    canary_tokens: int = 32
+    canary_tolerance: float = 1e-3
+    canary_tolerance_bfloat16: float = 0.5
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.transport not in TRANSPORTS:
+            faults.append(f"sync.transport must be one of {', '.join(TRANSPORTS)}; got {self.transport!r}.")
+        if self.bucket_mb < 1 or self.deadline_seconds <= 0:
+            faults.append(
+                f"sync.bucket_mb must be at least 1 and sync.deadline_seconds positive; got {self.bucket_mb}, "
+                f"{self.deadline_seconds:g}."
+            )
+        if self.block_bytes < 1 or self.block_bytes & (self.block_bytes - 1):
+            faults.append(f"sync.block_bytes must be a power of 2; got {self.block_bytes}.")
+        if self.canary_tokens < 0 or 0 < self.canary_tokens < 4:
+            faults.append(
+                f"sync.canary_tokens must be 0 (off) or at least 4, two for each prompt; got {self.canary_tokens}."
+            )
+        if min(self.canary_tolerance, self.canary_tolerance_bfloat16) <= 0:
+            faults.append(
+                f"sync.canary_tolerance and canary_tolerance_bfloat16 must be positive, because two sides round "
+                f"differently; got {self.canary_tolerance:g}, {self.canary_tolerance_bfloat16:g}."
             )
         if faults:
             raise ConfigError(*faults)

@@ -15,7 +15,7 @@ from cispo.learner.config import LearnerConfig
 from cispo.schedule import value_at
 from cispo.sft import SftConfig
 from cispo.trainer import TrainerConfig
-from configs.fleet import ClusterConfig, TrackingConfig
+from configs.fleet import ClusterConfig, SyncConfig, TrackingConfig
 from model.config import HybridConfig
 from rewards.reward import RewardsConfig
 from rollout.engine import EngineConfig
@@ -53,6 +53,7 @@ class RunConfig(TrainerConfig):
         sandbox: how the programs that it writes are run.
         learner: how it is updated.
         cluster: where the workers and the learner live.
+        sync: how new weights reach the workers.
         engine: size of each worker's engine.
         sampling: how trajectories are sampled.
         episode: episodes of several turns, with tools or in an environment of one's own.
@@ -72,6 +73,7 @@ class RunConfig(TrainerConfig):
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     episode: EpisodeConfig = field(default_factory=EpisodeConfig)
@@ -111,6 +113,11 @@ class RunConfig(TrainerConfig):
             faults.append(
                 f"learner.num_ranks={self.learner.num_ranks} needs a process for each rank, and cluster.kind=inline "
                 f"has one for everything; use cluster=local."
+            )
+        if self.sync.transport == "broadcast" and self.cluster.kind == "inline":
+            faults.append(
+                "sync.transport=broadcast sends from one process to others, and cluster.kind=inline has one for "
+                "everything; use sync.transport=object_store or cluster=local."
             )
         if self.sft.steps and not self._demonstrating_tasks():
             faults.append(

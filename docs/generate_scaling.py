@@ -1,4 +1,4 @@
-"""Writes the tables of docs/scaling.md from the formulas of model/sizes.py and model/memory.py.
+"""Writes the tables of docs/scaling.md from the formulas of model/sizes.py, model/memory.py and launch/publish_time.py.
 
 python docs/generate_scaling.py
 """
@@ -12,6 +12,15 @@ from functools import cache
 from pathlib import Path
 
 from launch.compose import compose
+from launch.publish_time import (
+    Links,
+    chain_seconds,
+    check_seconds,
+    gather_seconds,
+    parts_seconds,
+    pull_seconds,
+    tree_seconds,
+)
 from model import HybridConfig
 from model.layout import Layout
 from model.layout_faults import check_layout
@@ -145,6 +154,53 @@ def traffic() -> str:
     return _table(header, [[what, f, f"{x / 1e3:,.1f}", g, f"{y / 1e3:,.1f}"] for what, f, x, g, y in rows])
 
 
+LINKS = Links()
+LEARNERS, WORKERS, BUCKET = 256, 256, 1e9
+"""GPUs on either side of 64 nodes, and bytes of a bucket."""
+
+REPLICAS = 16
+"""Of the policy on the workers' side: 57 GB of weights on each of 16 GPUs."""
+
+UNCHANGED = 0.99
+"""Of the bytes, from one version to the next, as others publish it; ours are in docs/weight_sync.md."""
+
+
+def publishes() -> str:
+    """Seconds of a publish of MiniMax-M1 by each way."""
+    num_bytes = model_parameters(shape("minimax_m1")).total * 2.0
+    nodes = WORKERS // LINKS.cards
+    sent = num_bytes * (1 - UNCHANGED + 1 / 16)  # a bit for each block of 2 bytes says which changed
+    gather = gather_seconds(num_bytes, LEARNERS, LINKS)
+    check = check_seconds(num_bytes, LINKS, threads=LINKS.cards)
+    ways = [
+        ("gather to learner-0, one card", "V (n-1)/n / b", num_bytes, gather),
+        ("the same through all cards of its node", "V (n-1)/n / 8 b", num_bytes, gather / LINKS.cards),
+        ("checksums, 8 threads; once on either side", "V / 8 s", num_bytes, check),
+        ("object store: nodes pull", "⌈log₂(N+1)⌉ V / b", num_bytes, pull_seconds(num_bytes, nodes, LINKS)),
+        (
+            "broadcast, binomial tree (gloo)",
+            "⌈log₂(N+1)⌉ V / b",
+            num_bytes,
+            tree_seconds(num_bytes, BUCKET, nodes, LINKS),
+        ),
+        (
+            "broadcast, chain of nodes (NCCL's ring)",
+            "(V + (N-1) k) / b",
+            num_bytes,
+            chain_seconds(num_bytes, BUCKET, nodes, LINKS),
+        ),
+        ("changed bytes, pulled", "⌈log₂(N+1)⌉ v / b", sent, pull_seconds(sent, nodes, LINKS)),
+        (
+            "every rank its own part, all cards",
+            "R V / min(n, m) / b",
+            REPLICAS * num_bytes,
+            parts_seconds(num_bytes, LEARNERS, WORKERS, REPLICAS, LINKS),
+        ),
+    ]
+    rows = [[what, formula, f"{bytes_ / GB:,.0f}", f"{seconds:,.1f}"] for what, formula, bytes_, seconds in ways]
+    return _table(["", "formula", "GB", "seconds"], rows)
+
+
 def _millions(number: int) -> str:
     return f"{number / 1e6:,.1f}" if number >= 1e6 else f"{number / 1e6:.3f}"
 
@@ -165,6 +221,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "layouts": layouts,
     "bubbles": bubbles,
     "traffic": traffic,
+    "publishes": publishes,
 }
 
 

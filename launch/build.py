@@ -122,12 +122,13 @@ def make_learner(config: RunConfig, ranks: Ranks) -> SharedLearner:
     return make_learner(make_policy(config, make_tokenizer(config)), config.learner, ranks)
 
 
-def make_worker(config: RunConfig, sandboxes: SandboxActors | None = None) -> RolloutWorker:
+def make_worker(config: RunConfig, sandboxes: SandboxActors | None = None, name: str = "rollout") -> RolloutWorker:
     """A rollout worker: engine, scorers, and a policy that waits for its first weights.
 
     Args:
         config: the run.
         sandboxes: the run's sandbox actors; None gives the worker a pool of its own.
+        name: of the worker, for messages.
     """
     import torch
 
@@ -140,8 +141,8 @@ def make_worker(config: RunConfig, sandboxes: SandboxActors | None = None) -> Ro
     engine = HybridEngine(make_policy(config, tokenizer).lm(), config.engine, records_experts=records)
     open_pool = functools.cache(lambda: make_worker_pool(config, sandboxes))
     setting = make_setting(config, tokenizer, open_pool)
-    rewards = make_rewards(config, sandboxes, open_pool=open_pool)
-    return RolloutWorker(engine, rewards, tokenizer.decode, make_sampling(config, tokenizer, setting), setting)
+    rewards, sampling = make_rewards(config, sandboxes, open_pool=open_pool), make_sampling(config, tokenizer, setting)
+    return RolloutWorker(engine, rewards, tokenizer.decode, sampling, setting, name)
 
 
 def make_worker_pool(config: RunConfig, sandboxes: SandboxActors | None = None) -> ProgramPool:

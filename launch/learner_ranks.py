@@ -18,10 +18,12 @@ from cispo.learner.shards import deal, gather_logp
 from cispo.learner.shared import SharedLearner
 from cispo.optimizer import OptimizerConfig
 from cispo.protocols import WeightStream
-from cispo.types import Floats, PackedBatch, Trajectory, UpdateResult, UpdateSettings
+from cispo.types import Floats, Ints, PackedBatch, Trajectory, UpdateResult, UpdateSettings
 from launch.actors import Handle
 from launch.messages import is_message
-from rollout.receiver import WeightPackage, make_package
+from launch.publisher import Publisher
+from rollout.receiver import Package
+from rollout.weight_package import WeightPackage, make_package
 
 GRACE_SECONDS = 10.0
 """How long a rank's error waits for a better one: a rank's death shows at the others first, as a lost connection."""
@@ -58,6 +60,21 @@ class RankHost:
                 store, self._rank, config.num_ranks, device=config.device, deadline_seconds=config.exchange_seconds
             )
         self.learner = self._make(self._config, ranks)
+        self._publisher = self._make_publisher()
+
+    def _make_publisher(self) -> Publisher:
+        sync = self._config.sync
+        is_narrow = self._config.learner.dtype == "bfloat16"
+        return Publisher(
+            self.call,
+            sync,
+            rank=self._rank,
+            seed=self._config.seed,
+            vocab_size=self.learner.model_config.vocab_size,
+            tolerance=sync.canary_tolerance_bfloat16 if is_narrow else sync.canary_tolerance,
+            own_process=self._config.cluster.kind != "inline",
+            host=_own_address,
+        )
 
     def _open_store(self, host: str, port: int, *, is_master: bool) -> Any:
         import torch.distributed as dist
@@ -78,18 +95,31 @@ class RankHost:
                 f"({' '.join(str(error).split())[:200]})."
             ) from error
 
-    def package(self, version: int) -> WeightPackage | None:
-        """The present weights as `version`, on rank 0; the others help to gather them."""
-        stream = self.call("weights")
+    def all_weights(self) -> WeightPackage | None:
+        """The present weights, on rank 0."""
+        weights = self.call("weights")
         if self._rank == 0:
-            return make_package(stream, version)
-        for _ in stream:
+            return make_package(weights, 0)
+        for _ in weights:
             pass
         return None
+
+    def package(self, version: int) -> Package | None:
+        """The present weights as `version`, on rank 0; the others help to gather them."""
+        return self._publisher.package(version)
+
+    def whole_package(self, version: int) -> Package:
+        """The same as all of its bytes, for a worker that cannot take `package`; rank 0 alone is asked."""
+        return self._publisher.whole(version)
+
+    def send(self, num_workers: int) -> str:
+        """Broadcast what `package` told; rank 0 alone is asked. "", or why it was given up."""
+        return self._publisher.send(num_workers)
 
     def close(self) -> None:
         """End the learner."""
         if hasattr(self, "learner"):
+            self._publisher.close()
             self.learner.close()
 
 
@@ -133,13 +163,33 @@ class LearnerRanks:
 
     def weights(self) -> WeightStream:
         """See Learner; all at once, because an iterator cannot cross a process border."""
-        packages = self._await("send its weights", [handle.call("package", 0) for handle in self.handles])
-        return iter(packages[0].arrays.items())
+        packages = self._await("send its weights", [handle.call("all_weights") for handle in self.handles])
+        tensors: WeightStream = packages[0].tensors()
+        return tensors
+
+    def text_logp(self, token_ids: Ints) -> Floats | None:
+        """See Learner."""
+        found: Floats | None = self._all("text_logp", token_ids)
+        return found
 
     def package(self, version: int) -> Any:
         """A reference to the weights as `version`, which stay with rank 0 or in its node's object store."""
         calls = [handle.reference("package", version) for handle in self.handles]
         return self._await(f"pack the weights of version {version}", calls)[0]
+
+    def whole_package(self, version: int) -> Any:
+        """A reference to the version that was packed last, for a worker that cannot take what `package` gave."""
+        call = self.handles[0].reference("whole_package", version)
+        return self._await(f"pack the whole of version {version}", [call])[0]
+
+    def send(self, num_workers: int) -> Future[str]:
+        """Begin to broadcast the version that was packed last."""
+        return self.handles[0].call("send", num_workers)
+
+    def sent(self, sending: Future[str], version: int) -> str:
+        """Wait for the end of a broadcast; why it was given up, or ""."""
+        reason: str = self._await(f"broadcast version {version}", [sending])[0]
+        return reason
 
     def probe(self, trajectory: Trajectory) -> dict[str, float]:
         """See Learner."""

@@ -29,7 +29,7 @@ from launch.run_folder import check_folder, one_driver, resume_hint, saved_confi
 from launch.sandbox_actors import SandboxActors, shared_sandboxes
 from launch.summary import summarise
 from launch.trackers import Trackers, open_trackers
-from launch.weight_sync import ObjectStoreSync
+from launch.weight_sync import VerifiedSync
 from model.layout_faults import check_layout
 from rewards.custom import CustomReward
 from rollout.service import Draw, RolloutService
@@ -134,7 +134,7 @@ def make_parts(
     return Parts(
         learner=learner,
         rollouts=wrap(service),
-        weights=ObjectStoreSync(learner, service),
+        weights=VerifiedSync(learner, service, config.sync, config.cluster.num_workers),
         checkpoints=checkpoints,
         evaluator=HeldOutEvaluator(service, data.held_out, config.evaluation, probe=learner.probe),
         tracker=tracker,
@@ -189,10 +189,8 @@ def place_parts(config: RunConfig, place: Place, sandboxes: SandboxActors | None
 
 def place_workers(config: RunConfig, place: Place, sandboxes: SandboxActors | None) -> list[Handle]:
     """The rollout workers, which start in the background."""
-    return [
-        place(f"rollout-{i}", build.make_worker, config, sandboxes, is_worker=True)
-        for i in range(config.cluster.num_workers)
-    ]
+    names = [f"rollout-{i}" for i in range(config.cluster.num_workers)]
+    return [place(name, build.make_worker, config, sandboxes, name, is_worker=True) for name in names]
 
 
 def make_service(config: RunConfig, data: Data, workers: list[Handle]) -> RolloutService:

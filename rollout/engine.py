@@ -16,16 +16,14 @@ from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cispo.errors import CispoError, ConfigError, InvalidRequest, WeightSyncError
 from cispo.protocols import ModelState
-from cispo.types import Ints, StopReason
+from cispo.types import Floats, Ints, StopReason
 from model import HybridCache, HybridLM, ModelError
 from model.checkpoint import check_weights, load_weights
 from model.replay import with_blanks
@@ -250,7 +248,7 @@ class HybridEngine:
         finally:
             self.cancel([request_id])
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor | NDArray[Any]]], version: int) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights between two steps.
 
         Sequences under way go on, and each token records the version that sampled it. Their states stay those of the
@@ -259,7 +257,7 @@ class HybridEngine:
         Raises WeightSyncError if names or shapes are not the model's; the old weights are then kept whole, for which
         all of `weights` is looked at before the first is written.
         """
-        arrived = [(name, torch.as_tensor(array)) for name, array in weights]
+        arrived = list(weights)
         try:
             check_weights(self._lm, arrived)
         except ModelError as error:
@@ -272,6 +270,19 @@ class HybridEngine:
             group.prompt = None
         if self.config.stale_states == "recompute":
             self._recompute_states()
+
+    @torch.inference_mode()
+    def logp(self, token_ids: Ints) -> Floats:
+        """See `Engine.logp`. The first token is prefilled, the others are decoded, in a cache of their own."""
+        tokens_T = torch.from_numpy(token_ids).to(self._cache.length_S.device)
+        weight = next(self._lm.parameters())
+        cache = HybridCache(self._lm.config, 1, len(tokens_T), device=weight.device, dtype=weight.dtype)
+        slot = torch.zeros(1, dtype=torch.int64, device=tokens_T.device)
+        border = torch.tensor([0, 1], device=tokens_T.device)
+        hidden = [self._lm.prefill(tokens_T[:1], border, slot, cache)]
+        hidden += [self._lm.decode(token, slot, cache) for token in tokens_T[1:-1].split(1)]
+        logp = self._lm.logp(torch.cat(hidden), tokens_T[1:]).float().cpu().numpy()
+        return np.concatenate([np.full(1, np.nan, np.float32), logp])
 
     def snapshot(self, request_id: str) -> ModelState:
         """All that `resume` needs, in this engine or another, to go on with a request's unfinished members.

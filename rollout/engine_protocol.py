@@ -143,6 +143,13 @@ class Engine(Protocol):
     def load_weights(self, weights: WeightStream, version: int) -> None:
         """Replace the weights between two steps; sequences under way go on with the new ones."""
 
+    def logp(self, token_ids: Ints) -> Floats:
+        """float32 [T]: log-probability at temperature 1 of each token given those before it, NaN for the first.
+
+        By the code that samples, and without touching any request. Optional: an engine that cannot say so lacks the
+        method, and a weight sync then cannot compare what it computes with the learner.
+        """
+
     def snapshot(self, request_id: str) -> ModelState:
         """All that `resume` needs to go on with a request; the request itself goes on here unless cancelled."""
 

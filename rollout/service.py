@@ -23,6 +23,7 @@ from cispo.protocols import PromptSource
 from cispo.schedule import Schedule, value_at
 from cispo.types import Group, Harvest, Prompt
 from rollout.buffer import Intake, may_be_taken
+from rollout.delivery import Publication
 from rollout.ledger import Ledger
 from rollout.ledger_file import read_ledger, write_ledger
 from rollout.requests import Finished, GroupRequest
@@ -139,15 +140,17 @@ class RolloutService:
                 log.warning("prompt %s could not be evaluated: %s", prompt.id, outcome)
         return [outcome for outcome in outcomes if isinstance(outcome, Group)]
 
-    def load_weights(self, package: Any, version: int) -> None:
-        """See RolloutSource.load_weights.
+    def load_weights(self, package: Any, version: int) -> list[Any]:
+        """See RolloutSource.load_weights; `package` may be a Publication.
 
         Synchronous: returns once every worker has them. Asynchronous: once every worker that is up has; one that is
         starting gets them before its first group.
         """
         with self._changed:
-            self.pool.publish(Weights(package, version))
+            publication = package if isinstance(package, Publication) else Publication(package)
+            self.pool.publish(Weights(publication, version))
         self._wait_until(lambda: self.pool.have_weights(also_starting=not self.draw.max_staleness))
+        return [station.loaded for station in self.pool.stations if station.loaded is not None]
 
     def save(self, folder: Path) -> None:
         """Write the cursor and every group that was drawn and not taken, with what there is of it."""

@@ -8,14 +8,19 @@ one that missed a version and one that is up to date need no code of their own.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cispo.errors import WorkerDied
+from cispo.errors import NeedsWhole, WorkerDied
+from rollout.delivery import Publication
+from rollout.receiver import Loaded
 from rollout.requests import Begun, Finished, GroupRequest
+
+log = logging.getLogger(__name__)
 
 
 class WorkerHandle(Protocol):
@@ -43,7 +48,7 @@ class WorkerHandle(Protocol):
 class Weights:
     """What every worker should sample with."""
 
-    package: Any
+    publication: Publication
     version: int
 
 
@@ -64,6 +69,7 @@ class Station:
         on_answer: called with this station, from any thread, when some call is done.
         assigned: what it has to do, by index; `unsent` are those of them that it was not told of yet.
         version: of its weights; None before the first.
+        loaded: what it said of them.
         is_up: it has answered since it was (re)started.
         is_cut: its sequences are put aside until the next weights.
         is_leaving: it gets nothing more, and goes when it is done.
@@ -77,6 +83,7 @@ class Station:
     assigned: dict[int, GroupRequest] = field(default_factory=dict)
     unsent: list[GroupRequest] = field(default_factory=list)
     version: int | None = None
+    loaded: Loaded | None = None
     is_up: bool = False
     is_cut: bool = False
     is_leaving: bool = False
@@ -84,6 +91,7 @@ class Station:
     calls: dict[str, Call] = field(default_factory=dict)
     begun: dict[int, Begun] | None = None
     _loading: int | None = None
+    _needs_whole: bool = False
     _given_since: int = 0  # trajectories that the report under way cannot count
 
     @property
@@ -115,7 +123,8 @@ class Station:
             return
         if weights is not None and self.version != weights.version and "load_weights" not in self.calls:
             self._loading = weights.version
-            self._open("load_weights", lambda: self.worker.beside("load_weights", weights.package, weights.version))
+            package = weights.publication.whole() if self._needs_whole else weights.publication.package
+            self._open("load_weights", lambda: self.worker.beside("load_weights", package, weights.version))
         if self.version is None:
             return
         if self.unsent and "submit" not in self.calls:
@@ -152,8 +161,13 @@ class Station:
     def answered(self) -> Iterator[tuple[str, Any]]:
         """(method, result) of the calls that are done, which are then closed. Raises what a call raised."""
         for method in [method for method, call in self.calls.items() if call.future.done()]:
-            if method in self.calls:  # a death closes all of them
+            try:
                 yield method, self.calls.pop(method).future.result()
+            except NeedsWhole as reason:  # which the next order offers
+                if self._needs_whole:
+                    raise
+                self._needs_whole = True
+                log.warning("%s; it is sent the whole version.", str(reason).rstrip("."))
 
     def collect(self) -> Finished:
         """Take in what was answered. Raises WorkerDied, or an error that ends the run."""
@@ -163,6 +177,7 @@ class Station:
                 self.is_up = True
             elif method == "load_weights":
                 self.version, self.is_cut = self._loading, False  # perhaps not the newest, which are sent next
+                self.loaded, self._needs_whole = answer, False
             elif method == "snapshot":
                 self.begun = answer
             elif method == "advance":
@@ -181,7 +196,7 @@ class Station:
     def restart(self) -> None:
         """Begin anew: without weights, with all groups still to be sent."""
         self.calls, self.begun = {}, None
-        self.version, self.is_up, self.is_cut = None, False, False
+        self.version, self.loaded, self.is_up, self.is_cut, self._needs_whole = None, None, False, False, False
         self.unsent = sorted(self.assigned.values(), key=lambda request: request.index)
         self.num_left = sum(request.num_samples for request in self.unsent)
         self.worker.restart()

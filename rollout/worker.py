@@ -20,7 +20,7 @@ from cispo.types import Group, Score, Trajectory
 from rollout.engine import Engine, Request
 from rollout.episode import response_text_ids
 from rollout.episodes import EndedEpisode, Episodes, Setting
-from rollout.receiver import WeightPackage, verified
+from rollout.receiver import Loaded, Package, Receiver
 from rollout.requests import Begun, Finished, GroupRequest
 from rollout.sampling import Sampling
 from rollout.turnstile import Turnstile
@@ -132,6 +132,7 @@ class RolloutWorker:
         decode: Callable[[Sequence[int]], str],
         sampling: Sampling,
         setting: Setting | None = None,
+        name: str = "rollout",
     ) -> None:
         self.engine = engine
         self.scorer = scorer
@@ -141,6 +142,7 @@ class RolloutWorker:
         self._under_way: dict[str, _GroupUnderWay] = {}
         self._refused: dict[int, str] = {}
         self._between_steps = Turnstile()
+        self._receiver = Receiver(engine, name, self._between_steps)
         self._cut: list[ModelState] = []
 
     def submit(self, requests: Sequence[GroupRequest]) -> None:
@@ -183,17 +185,17 @@ class RolloutWorker:
         num_left = sum(group.num_left for group in self._under_way.values())
         return Finished(tuple(groups), failed, num_steps, busy_seconds, num_left)
 
-    def load_weights(self, package: WeightPackage, version: int) -> None:
-        """Take the weights of `version` if they arrived whole; raises WeightSyncError and keeps the old ones if not.
+    def load_weights(self, package: Package, version: int) -> Loaded:
+        """Sample with `version` from the next token on; see `Receiver.load`, whose errors it raises.
 
         What was cut goes on.
         """
-        weights = verified(package, expected_version=version)
+        loaded = self._receiver.load(package, version)
         with self._between_steps:
-            self.engine.load_weights(weights, version)
             states, self._cut = self._cut, []
             for state in states:
                 self.engine.resume(state)
+        return loaded
 
     def cut(self) -> None:
         """Put everything under way aside until the next weights, so that the engine's memory and time are free."""
@@ -234,6 +236,7 @@ class RolloutWorker:
 
     def close(self) -> None:
         """End the environment and the scorer's helper processes."""
+        self._receiver.close()
         self._episodes.close()
         self.scorer.close()
 

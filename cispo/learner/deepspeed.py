@@ -25,7 +25,7 @@ from cispo.learner.config import LearnerConfig
 from cispo.learner.local import PROBE_ACTIONS, add_up
 from cispo.learner.ranks import Ranks
 from cispo.learner.row import RowOutput, row_logp, row_loss
-from cispo.learner.shared import SharedLearner, dtype_of
+from cispo.learner.shared import SharedLearner, dtype_of, hidden_of
 from cispo.learner.zero import ZeroOptimizer, engine_config, fresh_moments, seen_from_outside
 from cispo.optimizer import OptimizerConfig
 from cispo.types import Floats, PackedBatch, PackedRow, Trajectory, UpdateSettings
@@ -152,6 +152,12 @@ class DeepSpeedLearner(SharedLearner):
             with self._deepspeed.zero.GatheredParameters([] if name in self._beside else [weight]):
                 whole = weight.detach().clone()
             yield from stream_weights(self.lm, [(name, whole)])
+
+    def _text_logp(self, tokens_T: Tensor) -> Tensor:
+        """At stage 3 each weight is gathered where it is used, the head's by itself: it is asked, not called."""
+        hidden_TD = hidden_of(self.lm, tokens_T)
+        with self._deepspeed.zero.GatheredParameters([self.lm.lm_head.weight] if self.stage == 3 else []):
+            return self.lm.logp(hidden_TD[:-1], tokens_T[1:])
 
     def probe(self, trajectory: Trajectory) -> dict[str, float]:
         """See LocalLearner; at stage 3 on a whole copy, which needs the room for one."""

@@ -22,7 +22,7 @@ from cispo.learner.config import LearnerConfig
 from cispo.learner.master import MasterWeights
 from cispo.learner.ranks import Ranks
 from cispo.learner.row import RowOutput, row_logp, row_loss
-from cispo.learner.shared import SharedLearner, dtype_of
+from cispo.learner.shared import SharedLearner, dtype_of, hidden_of
 from cispo.optimizer import OptimizerConfig
 from cispo.types import Floats, PackedBatch, Trajectory, UpdateSettings
 from model import HybridLM
@@ -106,12 +106,23 @@ class LocalLearner(SharedLearner):
                 # Copies, because a numpy array on gathered memory would keep FSDP from letting go of it.
                 yield from stream_weights(self.lm, [(name, w.clone()) for name, w in own if not _is_part(w)])
 
+    def _text_logp(self, tokens_T: Tensor) -> Tensor:
+        hidden_TD = hidden_of(self.lm, tokens_T)
+        with _gathered([self.lm] if self._is_sharded else []):  # the head is asked, not called
+            return self.lm.logp(hidden_TD[:-1], tokens_T[1:])
+
     def probe(self, trajectory: Trajectory) -> dict[str, float]:
-        """See Learner; on the prompt and the first actions. The model of this process runs both sides."""
+        """See Learner; on the prompt and the first actions. The model of this process runs both sides.
+
+        Sharded weights are first copied together, because FSDP cuts those that it gathered after each forward pass.
+        """
         num_prefill = int(trajectory.action_mask_T.argmax())
         tokens_T = torch.from_numpy(trajectory.token_ids_T[: num_prefill + PROBE_ACTIONS]).to(self.lm.device)
-        with _gathered(_sharded(self.lm).values()):
-            found = mismatch_by_kind(self.lm, tokens_T, num_prefill)
+        lm = self.lm
+        if self._is_sharded:
+            lm = unset_model(self.model_config, self.lm.device)
+            load_weights(lm, self._stream())
+        found = mismatch_by_kind(lm, tokens_T, num_prefill)
         return {f"mismatch/{kind}": difference for kind, difference in found.items()}
 
     def save(self, folder: Path) -> None:

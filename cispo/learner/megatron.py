@@ -106,6 +106,9 @@ class MegatronLearner(SharedLearner):
     def _stream(self) -> Stream:
         return self.parallel.stream(only_first_rank=True)
 
+    def _text_logp(self, tokens_T: torch.Tensor) -> None:
+        """Nothing: the schedules here make updates only (docs/weight_sync.md)."""
+
     def probe(self, trajectory: Trajectory) -> dict[str, float]:
         """Nothing: these stages do not sample, so there is no second side to compare with token by token."""
         return {}

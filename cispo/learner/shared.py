@@ -9,7 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from cispo.learner.config import LearnerConfig
 from cispo.learner.guards import guarded_lr, reason_to_skip
@@ -17,8 +19,8 @@ from cispo.learner.ranks import Ranks
 from cispo.learner.row import RowOutput
 from cispo.metrics import Metric, merge_all
 from cispo.protocols import WeightStream
-from cispo.types import Floats, PackedBatch, UpdateResult, UpdateSettings
-from model import HybridConfig, write_pretrained
+from cispo.types import Floats, Ints, PackedBatch, UpdateResult, UpdateSettings
+from model import HybridConfig, HybridLM, write_pretrained
 from model.checkpoint_names import Stream
 
 
@@ -70,14 +72,18 @@ class SharedLearner(ABC):
         return tuple(self._logp(batch, temperature))
 
     def weights(self) -> WeightStream:
-        """The present weights as numpy, in the checkpoint's names. Read them before the next update.
-
-        numpy knows no bfloat16: such weights travel as float32, which holds them exactly.
-        """
+        """The present weights in their own dtype, in the checkpoint's names. Read them before the next update."""
         self._fresh_weights = True
         for name, tensor in self._stream():
-            tensor = tensor.detach().cpu()
-            yield name, (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+            yield name, tensor.detach().cpu()
+
+    def text_logp(self, token_ids: Ints) -> Floats | None:
+        """See Learner; one forward pass as in training. All ranks must ask, and rank 0 is told."""
+        # With a graph that nobody uses: without one the model would run as it samples, which is the other side.
+        logp = self._text_logp(torch.from_numpy(token_ids).to(self.config.device))
+        if logp is None:
+            return None
+        return np.concatenate([np.full(1, np.nan, np.float32), logp.detach().float().cpu().numpy()])
 
     def export(self, folder: Path, *, eos_token_id: int | None = None, pad_token_id: int | None = None) -> None:
         """The policy in Hugging Face layout, written by rank 0."""
@@ -123,6 +129,13 @@ class SharedLearner(ABC):
         """Forget the gradients: neither weights nor moments may know that there was an update."""
 
     @abstractmethod
+    def _text_logp(self, tokens_T: Tensor) -> Tensor | None:
+        """Log-probabilities [T - 1] of all tokens but the first; None where a pass without an update is not possible.
+
+        Every rank must make it, with the same tokens.
+        """
+
+    @abstractmethod
     def _stream(self) -> Stream:
         """(checkpoint name, whole weight), gathered a few at a time; every rank must read it to the end."""
 
@@ -131,3 +144,11 @@ def dtype_of(config: LearnerConfig) -> torch.dtype:
     """That of weights and activations while learning."""
     dtype: torch.dtype = getattr(torch, config.dtype)
     return dtype
+
+
+def hidden_of(lm: HybridLM, tokens_T: Tensor) -> Tensor:
+    """Hidden states [T, D] of one sequence by the packed forward pass of an update."""
+    length = len(tokens_T)
+    borders = torch.tensor([0, length], device=tokens_T.device)
+    hidden_TD: Tensor = lm(tokens_T, torch.arange(length, device=tokens_T.device), borders)
+    return hidden_TD

@@ -30,6 +30,7 @@ CONFIG = HybridConfig(
 )  # fmt: skip
 OPTIMIZER = OptimizerConfig(betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1)
 """eps well above rounding: with a tiny one a weight whose gradient is nothing but rounding moves by a whole step."""
+PROMPT = np.random.default_rng(8).integers(0, CONFIG.vocab_size, 16)
 SETTINGS = UpdateSettings(lr=3e-3, ratio_cap=1.3, mask_below=0.5, mask_above=2.5, max_grad_norm=0.2, temperature=0.9)
 
 
@@ -74,6 +75,7 @@ class Found:
         metrics: of each update, as floats by name.
         logp: of each update, its rows'.
         weights: afterwards, as numpy, by checkpoint name.
+        told: after each update, what the learner says of PROMPT; None where it cannot.
     """
 
     losses: list
@@ -81,15 +83,19 @@ class Found:
     metrics: list
     logp: list
     weights: dict
+    told: list
 
 
 def learn(learner, batches, settings=SETTINGS, shard=0, num_shards=1):
     """Run the batches through a learner, or through one rank of it."""
-    results = [learner.update(deal(batch, num_shards)[shard], settings) for batch in batches]
-    weights = {name: array.copy() for name, array in learner.weights()}
+    results, told = [], []
+    for batch in batches:
+        results.append(learner.update(deal(batch, num_shards)[shard], settings))
+        told.append(learner.text_logp(PROMPT))
+    weights = {name: weight.float().numpy().copy() for name, weight in learner.weights()}
     metrics = [{name: float(metric) for name, metric in result.metrics.items()} for result in results]
     return Found([r.loss for r in results], [r.grad_norm for r in results], metrics,
-                 [r.logp_rows for r in results], weights)  # fmt: skip
+                 [r.logp_rows for r in results], weights, told)  # fmt: skip
 
 
 CORRECTION = CorrectionConfig(ratio_against="proximal", tis_cap=1.4, token_mask_below=0.3, sequence_mask_above=2.0)
@@ -173,6 +179,9 @@ def assert_agree(found, wanted, tolerance=1e-5):
     for rows, expected in zip(found.logp, wanted.logp, strict=True):
         for row, logp_T in zip(rows, expected, strict=True):
             np.testing.assert_allclose(row, logp_T, rtol=tolerance, atol=tolerance)
+    for logp_T, expected_T in zip(found.told, wanted.told, strict=True):
+        if logp_T is not None:
+            np.testing.assert_allclose(logp_T, expected_T, rtol=tolerance, atol=tolerance)
     assert found.weights.keys() == wanted.weights.keys()
     for name, weight in wanted.weights.items():
         error = np.abs(found.weights[name].astype(np.float64) - weight).max()

@@ -266,7 +266,7 @@ def test_the_stream_of_weights_makes_another_model_the_same(make_lm, batches, tm
     learner = make_learner(make_lm)
     learner.update(batches[0], SETTINGS)
     streamed = make_lm(seed=9)
-    load_weights(streamed, ((name, torch.from_numpy(array)) for name, array in learner.weights()))
+    load_weights(streamed, learner.weights())
     learner.export(tmp_path / "export")
     exported = load_pretrained(tmp_path / "export")
     tokens, borders = torch.arange(10), torch.tensor([0, 10])

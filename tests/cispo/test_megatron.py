@@ -90,7 +90,9 @@ def work(ranks, folder, num_ranks, layouts):
 
 def joined(first, rest):
     """One Found of two in a row."""
-    lists = {name: getattr(first, name) + getattr(rest, name) for name in ("losses", "norms", "metrics", "logp")}
+    lists = {
+        name: getattr(first, name) + getattr(rest, name) for name in ("losses", "norms", "metrics", "logp", "told")
+    }
     return Found(**lists, weights=rest.weights)
 
 

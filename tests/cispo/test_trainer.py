@@ -53,6 +53,7 @@ class FakeRun:
     def publish(self, learner, *, version):
         assert learner is self
         self.diary.append(f"publish {version}")
+        return {}
 
     def restore(self, learner, rollouts):
         assert learner is self and rollouts is self

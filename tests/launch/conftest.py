@@ -55,7 +55,8 @@ def lines_of() -> Callable[[Path], list[str]]:
 
     def read(folder: Path) -> list[str]:
         metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        lines = [json.dumps({k: v for k, v in m.items() if not k.startswith(("timing_s/", "perf/"))}) for m in metrics]
+        timed = ("timing_s/", "perf/", "sync/seconds")
+        lines = [json.dumps({k: v for k, v in m.items() if not k.startswith(timed)}) for m in metrics]
         for path in sorted((folder / "rollouts").glob("*.jsonl")):
             lines += [f"{path.name} {line}" for line in path.read_text().splitlines()]
         return lines

@@ -10,12 +10,12 @@ import pytest
 
 from cispo.errors import ConfigError, DeadlineExceeded, WorkerDied
 from cispo.learner.config import LearnerConfig
-from configs.fleet import ClusterConfig
+from configs.fleet import ClusterConfig, SyncConfig
 from launch.actors import InlineHandle, RayHandle
 from launch.cli import main
 from launch.cluster import cluster, wait_until_started
 from launch.learner_ranks import LearnerDied, LearnerRanks
-from launch.weight_sync import ObjectStoreSync
+from launch.weight_sync import VerifiedSync
 from tests.launch.processes import killer
 
 SMALLEST = ClusterConfig(num_workers=1, object_store_mb=100)
@@ -101,7 +101,7 @@ def test_deaths_and_deadlines_say_who_waited_for_whom():
     with pytest.raises(DeadlineExceeded, match=r"driver waited 0.1 s for learner-0 to sleep.*cluster.update_seconds"):
         slow._all("sleep")
     with pytest.raises(DeadlineExceeded, match=r"driver waited 0.1 s for learner-0 to pack the weights of version 3"):
-        ObjectStoreSync(slow, rollouts=None).publish(None, version=3)
+        VerifiedSync(slow, None, SyncConfig(), 1).publish(None, version=3)
     with pytest.raises(DeadlineExceeded, match=r"driver waited 0 s for learner-0 to start.*cluster.start_seconds"):
         wait_until_started([handle], 0)
     os.kill(pid, signal.SIGKILL)
@@ -109,7 +109,7 @@ def test_deaths_and_deadlines_say_who_waited_for_whom():
         handle.call("get").result(timeout=60)
     with pytest.raises(LearnerDied, match=r"^The process of learner-0 died .* pack the weights of version 4"):
         learner = LearnerRanks([handle], LearnerConfig(), deadline_seconds=60)
-        ObjectStoreSync(learner, rollouts=None).publish(None, version=4)
+        VerifiedSync(learner, None, SyncConfig(), 1).publish(None, version=4)
     handle.stop()
 
 

@@ -220,7 +220,7 @@ def test_new_weights_take_over_between_two_steps_and_each_token_records_its_vers
     engine.submit([Request("a", prompt_of(6), 3, sampling=Sampling(max_new_tokens=10))])
     for _ in range(3):
         engine.step()
-    engine.load_weights(((name, weight.numpy().copy()) for name, weight in stream_weights(new)), version=5)
+    engine.load_weights(((name, weight.clone()) for name, weight in stream_weights(new)), version=5)
     assert engine.version == 5
     ended = run(engine)
     # The step that admits gives the first token, so three steps give three tokens.

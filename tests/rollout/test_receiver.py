@@ -11,8 +11,8 @@ from cispo.errors import WeightSyncError
 from model import HybridConfig, HybridLM
 from model.checkpoint import stream_weights
 from rollout.engine import EngineConfig, HybridEngine
-from rollout.receiver import make_package, verified
 from rollout.sampling import Sampling
+from rollout.weight_package import make_package
 from rollout.worker import RolloutWorker
 
 SHAPE = HybridConfig(
@@ -40,7 +40,7 @@ def arrays_of(policy):
 
 
 def package_of(policy, version=3):
-    return make_package(((name, tensor.numpy()) for name, tensor in stream_weights(policy)), version)
+    return make_package(stream_weights(policy), version)
 
 
 def flipped_byte(package):
@@ -50,7 +50,7 @@ def flipped_byte(package):
 
 
 def wrong_version(package):
-    return dataclasses.replace(package, version=2)
+    return dataclasses.replace(package, manifest=dataclasses.replace(package.manifest, version=2))
 
 
 def missing_tensor(package):
@@ -64,18 +64,19 @@ def foreign_tensor(package):
 
 
 def of_another_shape(package):
-    name = sorted(package.arrays)[0]
-    longer = np.concatenate([package.arrays[name], package.arrays[name]])
-    return make_package((package.arrays | {name: longer}).items(), package.version)
+    tensors = dict(package.tensors())
+    name = sorted(tensors)[0]
+    return make_package((tensors | {name: torch.cat([tensors[name], tensors[name]])}).items(), 3)
 
 
 def of_fewer_layers(package):
-    name = sorted(package.arrays)[0]
-    return make_package(((key, array) for key, array in package.arrays.items() if key != name), package.version)
+    tensors = dict(package.tensors())
+    del tensors[sorted(tensors)[0]]
+    return make_package(tensors.items(), 3)
 
 
 def with_a_stranger_announced(package):
-    return make_package((package.arrays | {"stranger": np.zeros(2, dtype=np.float32)}).items(), package.version)
+    return make_package((dict(package.tensors()) | {"stranger": torch.zeros(2)}).items(), 3)
 
 
 class NoScorer:
@@ -122,7 +123,7 @@ def test_a_damaged_or_foreign_package_changes_nothing(damage, says):
 
 
 def test_a_package_is_a_copy_that_later_updates_do_not_reach():
-    weight = np.ones(3, dtype=np.float32)
+    weight = torch.ones(3)
     package = make_package([("w", weight)], 1)
     weight[:] = 2
-    assert dict(verified(package, expected_version=1))["w"].tolist() == [1, 1, 1]
+    assert dict(package.tensors())["w"].tolist() == [1, 1, 1]
