@@ -15,10 +15,10 @@ from cispo.learner.config import LearnerConfig
 from cispo.schedule import value_at
 from cispo.sft import SftConfig
 from cispo.trainer import TrainerConfig
-from configs.fleet import ClusterConfig, TrackingConfig
+from configs.fleet import ClusterConfig, ServeConfig, TrackingConfig
 from model.config import HybridConfig
 from rewards.reward import RewardsConfig
-from rollout.engine import EngineConfig
+from rollout.engine_config import EngineConfig
 from rollout.prompts import TaskConfig
 from rollout.worker import SamplingConfig
 from rollout.worker_pool import RolloutConfig
@@ -52,13 +52,14 @@ class RunConfig(TrainerConfig):
         sandbox: how the programs that it writes are run.
         learner: how it is updated.
         cluster: where the workers and the learner live.
-        engine: size of each worker's engine.
+        engine: what samples, and its size.
         sampling: how trajectories are sampled.
         rollout: how the driver deals with its workers.
         sft: the cold start.
         evaluation: what is measured on held-out prompts.
         checkpoints: how many are kept.
         tracking: who is told.
+        serve: the policy as a server, for `cispo serve`.
     """
 
     name: str = "run"
@@ -77,6 +78,7 @@ class RunConfig(TrainerConfig):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
 
     def __post_init__(self) -> None:
         faults: list[str] = []

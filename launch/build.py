@@ -5,15 +5,19 @@ often in another process; so they import what they need themselves.
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cispo.errors import ConfigError
 from cispo.sft import Demonstration
 from cispo.types import Prompt
 from configs.schema import RunConfig
 from model import Tokenizer
+from rollout.engine_protocol import Engine
 from rollout.prompt_files import PromptLimit, ReferenceCheck
 from rollout.prompts import check_tasks, demonstration_source, eval_sets, prompt_source, read_file_sets, task_words
 from rollout.sampling import Sampling
@@ -125,13 +129,41 @@ def make_worker(config: RunConfig, sandboxes: SandboxActors | None = None) -> Ro
     """
     import torch
 
-    from rollout.engine import HybridEngine
     from rollout.worker import RolloutWorker
 
     torch.set_num_threads(config.cluster.num_threads)
     tokenizer = make_tokenizer(config)
-    engine = HybridEngine(make_policy(config, tokenizer).lm(), config.engine)
+    engine = make_engine(config, tokenizer)
     return RolloutWorker(engine, make_rewards(config, sandboxes), tokenizer.decode, make_sampling(config, tokenizer))
+
+
+def make_engine(config: RunConfig, tokenizer: Tokenizer) -> Engine:
+    """What samples, by engine.kind. Raises ConfigError when it cannot be had."""
+    if config.engine.is_custom:
+        return custom_engine(config.engine.kind)(config, tokenizer)
+    if config.engine.kind == "openai":
+        from rollout.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(config.engine, tokenizer.vocab_size, tokenizer)
+    if config.engine.kind == "vllm":
+        from rollout.vllm_engine import VllmEngine
+
+        return VllmEngine(config.model.path, config.engine)
+    from rollout.engine import HybridEngine
+
+    return HybridEngine(make_policy(config, tokenizer).lm(), config.engine)
+
+
+def custom_engine(path: str) -> Callable[[RunConfig, Tokenizer], Engine]:
+    """The function that `path`, as my.module:make_engine, names. Raises ConfigError when it cannot be found."""
+    module, _, name = path.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"engine.kind={path} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    if not callable(make):
+        raise ConfigError(f"engine.kind={path} must be a function of (config, tokenizer), got {type(make).__name__}.")
+    return typing.cast(Callable[[RunConfig, Tokenizer], Engine], make)
 
 
 def make_rewards(config: RunConfig, sandboxes: SandboxActors | None = None) -> Rewards:

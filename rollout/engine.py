@@ -13,7 +13,7 @@ Shape suffixes: S slots, N sequences that get a token, V vocabulary, D model wid
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,11 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cispo.errors import CispoError, ConfigError, InvalidRequest, WeightSyncError
+from cispo.errors import CispoError, InvalidRequest, WeightSyncError
 from cispo.protocols import ModelState
-from cispo.types import Ints, StopReason
+from cispo.types import Floats, Ints, StopReason
 from model import HybridCache, HybridLM, ModelError
 from model.checkpoint import check_weights, load_weights
+from rollout.engine_config import EngineConfig
 from rollout.engine_protocol import Completion, Engine, Request, TokenIds
 from rollout.prompt_reader import PromptReader, Reading
 from rollout.sampling import Sampling
@@ -36,35 +37,6 @@ from rollout.snapshot import PausedRequest, PausedSequence
 from rollout.stopping import FAILED, REASONS, RuleState, initial_state
 
 __all__ = ["Completion", "Engine", "EngineConfig", "HybridEngine", "Request"]
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """Size of the engine.
-
-    Attributes:
-        num_slots: sequences sampled at the same time.
-        max_length: tokens of the longest sequence, prompt included.
-        prefill_tokens: prompt tokens per forward pass; a longer prompt is prefilled in pieces of that size, one a
-            step.
-    """
-
-    num_slots: int = 64
-    max_length: int = 2048
-    prefill_tokens: int = 8192
-
-    def __post_init__(self) -> None:
-        faults = [
-            f"engine.{name} must be at least {least}, got {value}"
-            for name, value, least in (
-                ("num_slots", self.num_slots, 1),
-                ("max_length", self.max_length, 2),
-                ("prefill_tokens", self.prefill_tokens, 1),
-            )
-            if value < least
-        ]
-        if faults:
-            raise ConfigError(*faults)
 
 
 @dataclass
@@ -221,6 +193,17 @@ class HybridEngine:
                 raise CispoError(f"Request {request_id!r} could not go on: {ended.failed}.")
         finally:
             self.cancel([request_id])
+
+    def since(self, seen: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], tuple[Ints, Floats, Ints]]:
+        """What running sequences have beyond their first `seen[request id, member]` tokens: token ids,
+        log-probabilities and versions (-1 where forced). Those that `seen` does not name are left out.
+        """
+        sitting = {(occupant.request_id, occupant.member): slot for slot, occupant in self._slots.occupied()}
+        return {
+            key: self._slots.read(slot, seen[key])
+            for key, slot in sitting.items()
+            if key in seen and self._slots.has_begun(slot)
+        }
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor | NDArray[Any]]], version: int) -> None:
         """Replace the weights between two steps.
