@@ -14,28 +14,25 @@ import logging
 import queue
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from cispo.errors import CispoError, ConfigError, InvalidRequest
-from cispo.protocols import ModelState, WeightStream
+from cispo.errors import ConfigError
+from cispo.protocols import WeightStream
 from cispo.types import StopReason
 from rollout.completion_wire import ABORTED, Piece, WireFault, completion_body, has_rules, read_pieces
 from rollout.continuation import Growing
 from rollout.engine_config import EngineConfig
-from rollout.engine_protocol import Completion, Request, TokenIds
 from rollout.receiver import WeightPackage, make_package
 from rollout.retokenising import Retokeniser, TextTokenizer
 from rollout.sampling import Sampling
-from rollout.server_check import ServerFacts, facts_of
+from rollout.server_check import ServerFacts, check_facts, facts_of
 from rollout.server_client import Server, ServerFault, Stream
 from rollout.server_token import read_token
 from rollout.server_weights import FolderUpdate, send_package
-from rollout.snapshot import PausedRequest
+from rollout.stepped_engine import SteppedEngine, UnderWay
 
 _STEP_SECONDS = 0.05
 """How long `step` waits for news: its caller has scores to look after."""
@@ -56,43 +53,35 @@ class _Site:
 
 @dataclass(eq=False)
 class _Call:
-    """One request to a server, for members of one request of ours, which are its choices in that order.
+    """One request to a server, whose choices are these members, in that order.
 
     Attributes:
-        is_first: members without tokens, all with the request's own seed; else one that is continued.
+        is_first: all members of a request, without tokens, by its own seed; else one that is continued.
+        deadline: when its members must have ended.
         num_tries: how often in a row it came to nothing.
         not_before: time of the next try.
         last_site: where it came to nothing.
-        version: of the weights when it began.
+        site, stream, version: where it is now, by which connection, and the version of the weights when it began.
         was_aborted: the server cut it, to take new weights.
     """
 
-    request: Request
-    members: list[int]
+    members: list[Growing]
     is_first: bool
+    deadline: float
     num_tries: int = 0
     not_before: float = 0.0
-    site: _Site | None = None
     last_site: _Site | None = None
+    site: _Site | None = None
     stream: Stream = field(default_factory=Stream)
     version: int = 0
     was_aborted: bool = False
-
-
-@dataclass(eq=False)
-class _UnderWay:
-    """A request with the members that have not ended."""
-
-    request: Request
-    members: dict[int, Growing]
-    deadline: float
 
 
 _News = tuple[_Call, list[Piece] | ServerFault | WireFault | None]
 """A call, and what came: pieces, a fault, or None when the answer ended as it should."""
 
 
-class OpenAIEngine:
+class OpenAIEngine(SteppedEngine):
     """Samples at the servers of `config.server`; see `Engine` for the methods.
 
     Args:
@@ -105,106 +94,23 @@ class OpenAIEngine:
     """
 
     def __init__(self, config: EngineConfig, vocab_size: int, tokenizer: TextTokenizer | None = None) -> None:
-        self.config = config
         settings = self._settings = config.server
         token = read_token(settings.token_file)
-        servers = [
-            Server(url, token, connect_seconds=settings.connect_seconds, silence_seconds=settings.silence_seconds)
-            for url in settings.urls
-        ]
+        patience = {"connect_seconds": settings.connect_seconds, "silence_seconds": settings.silence_seconds}
+        servers = [Server(url, token, **patience) for url in settings.urls]
         self._sites = [_Site(server, facts_of(server, settings.model)) for server in servers]
         self._retokeniser = Retokeniser(tokenizer) if settings.retokenise and tokenizer else None
         for site in self._sites:
-            self._check_server(site)
-        self._vocab_size = vocab_size
-        self._max_length = min([config.max_length, *(s.facts.max_length for s in self._sites if s.facts.max_length)])
-        self._version = max(site.facts.version for site in self._sites)
+            check_facts(site.facts, site.server.url, may_retokenise=self._retokeniser is not None)
+        lengths = [site.facts.max_length for site in self._sites if site.facts.max_length]
+        versions = [site.facts.version for site in self._sites]
+        super().__init__(vocab_size, min([config.max_length, *lengths]), max(versions))
         self._threads = ThreadPoolExecutor(settings.max_in_flight, thread_name_prefix="openai-engine")
         self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
-        self._requests: dict[str, _UnderWay] = {}
         self._waiting: deque[_Call] = deque()
         self._calls: set[_Call] = set()
-        self._ended: list[Completion] = []
-        self._num_generate_calls = 0
         self._is_paused = False  # no call begins
         self._wrote = ""  # the version of the weights that servers were given through a folder
-
-    @property
-    def version(self) -> int:
-        """Version of the weights that sample now."""
-        return self._version
-
-    @property
-    def has_work(self) -> bool:
-        """Some sequence is running or waiting, or has ended and was not yet returned by `step`."""
-        return bool(self._requests or self._ended)
-
-    def submit(self, requests: Iterable[Request]) -> None:
-        """Queue requests in order. Raises InvalidRequest, and then queues none of them.
-
-        Raises ConfigError for a way of sampling whose log-probabilities the servers do not return.
-        """
-        accepted: dict[str, Request] = {}
-        for request in requests:
-            self._check(request, {*self._requests, *accepted})
-            accepted[request.id] = request
-        for request in accepted.values():
-            self._queue(request, {member: Growing(request, member) for member in range(request.num_samples)})
-        self._start_calls()
-
-    def step(self) -> list[Completion]:
-        """What ended since the last time; waits a moment for news if nothing did."""
-        self._gather(_STEP_SECONDS)
-        ended, self._ended = self._ended, []
-        return ended
-
-    def cancel(self, request_ids: Iterable[str]) -> None:
-        """Forget these requests, at the servers too; unknown ids are ignored."""
-        gone = set(request_ids)
-        for id in gone:
-            self._requests.pop(id, None)
-        self._waiting = deque(call for call in self._waiting if call.request.id not in gone)
-        self._ended = [completion for completion in self._ended if completion.request_id not in gone]
-        for call in self._calls:
-            if call.request.id in gone:
-                call.stream.close()
-
-    def generate(
-        self, prompts: Sequence[TokenIds], sampling: Sampling, seed: int = 0, num_samples: int = 1
-    ) -> list[list[Completion]]:
-        """Sample every prompt `num_samples` times and wait; result [prompt][member]. Prompt i has seed `seed + i`."""
-        self._num_generate_calls += 1
-        ids = [f"generate/{self._num_generate_calls}/{i}" for i in range(len(prompts))]
-        self.submit(
-            Request(id, prompt if isinstance(prompt, np.ndarray) else tuple(prompt), num_samples, seed + i, sampling)
-            for i, (id, prompt) in enumerate(zip(ids, prompts, strict=True))
-        )
-        found: dict[str, list[Completion]] = {id: [] for id in ids}
-        others: list[Completion] = []
-        while any(len(members) < num_samples for members in found.values()):
-            for completion in self.step():
-                found.get(completion.request_id, others).append(completion)
-        self._ended = others + self._ended
-        return [sorted(members, key=lambda completion: completion.member) for members in found.values()]
-
-    def stream(self, request: Request) -> Iterator[int]:
-        """The new token ids of a request with one sample, as the server sends them. Closing it early cancels."""
-        if request.num_samples != 1:
-            raise InvalidRequest(f"A streamed request has one sample, got num_samples={request.num_samples}.")
-        self.submit([request])
-        num_sent = 0
-        try:
-            while (under_way := self._requests.get(request.id)) is not None:
-                growing = under_way.members[0]
-                yield from growing.token_ids[num_sent:]
-                num_sent = len(growing.token_ids)
-                self._gather(_STEP_SECONDS)
-            ended = next(completion for completion in self._ended if completion.request_id == request.id)
-            yield from ended.token_ids[num_sent:].tolist()
-            if ended.failed:
-                raise CispoError(f"Request {request.id!r} could not go on: {ended.failed}.")
-        finally:
-            self.cancel([request.id])
 
     def load_weights(self, weights: WeightStream, version: int) -> None:
         """Give every server the weights; sequences under way go on with them. Raises WeightSyncError.
@@ -220,6 +126,11 @@ class OpenAIEngine:
         if others:
             self._update_by_folder(others, package)
         self._version = version
+
+    def close(self) -> None:
+        """Give up what is under way and end the threads."""
+        self.cancel(list(self._requests))
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _update_by_folder(self, sites: list[_Site], package: WeightPackage) -> None:
         update = FolderUpdate([site.server for site in sites], self._settings, package.version)
@@ -237,88 +148,61 @@ class OpenAIEngine:
         """Take in what paused servers have sent, and end the calls to them: what comes later is of other weights."""
         end = time.monotonic() + _CUT_SECONDS
         while any(call.site in sites for call in self._calls) and time.monotonic() < end:
-            self._gather(_STEP_SECONDS)
+            self._gather()
         for call in [call for call in self._calls if call.site in sites]:
             call.was_aborted = True
             call.stream.close()
             self._take_in(call, None)
 
-    def snapshot(self, request_id: str) -> ModelState:
-        """All that `resume` needs, here or elsewhere, to go on with a request: the tokens that came so far.
+    # --- what SteppedEngine asks for ----------------------------------------------------------------------------------
 
-        The request goes on here unless it is cancelled. Raises InvalidRequest for a request that is not under way.
-        """
-        self._gather(0.0)
-        if request_id not in self._requests:
-            raise InvalidRequest(f"Only a request under way can be saved, and {request_id!r} is not.")
-        members = self._requests[request_id].members
-        fresh = [member for member, growing in members.items() if not growing.token_ids]
-        begun = {member: growing.paused() for member, growing in members.items() if growing.token_ids}
-        return PausedRequest(self._requests[request_id].request, fresh, begun).to_state()
-
-    def resume(self, state: ModelState) -> None:
-        """Queue what is left of a request; a state of HybridEngine does too, without its model's part."""
-        paused = PausedRequest.from_state(state)
-        self._check(paused.request, self._requests)
-        members = {member: Growing(paused.request, member) for member in sorted([*paused.fresh, *paused.members])}
-        for member, sequence in paused.members.items():
-            members[member].take(sequence)
-        self._queue(paused.request, members)
-        self._start_calls()
-
-    def close(self) -> None:
-        """Give up what is under way and end the threads."""
-        self.cancel(list(self._requests))
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    # --- checks -------------------------------------------------------------------------------------------------------
-
-    def _check_server(self, site: _Site) -> None:
-        if not site.facts.has_token_ids and self._retokeniser is None:
-            raise ConfigError(
-                f"{site.server.url} returns no token ids with log-probabilities (return_token_ids, logprobs), and a "
-                f"policy learns from the tokens that were sampled, not from a tokenisation of their text: use "
-                f"`cispo serve` or vLLM, or engine.server.retokenise=true to evaluate only."
-            )
-        if site.facts.has_token_ids and site.facts.is_of_sampling is None:
-            log.warning(
-                "%s: its most likely tokens are too close to tell whether it returns the log-probabilities of the "
-                "distribution sampled from; it is taken to do so at temperature 1 only.",
-                site.server.url,
-            )
-
-    def _check(self, request: Request, under_way: Iterable[str]) -> None:
-        faults = request.faults(self._vocab_size, self._max_length)
-        if request.id in set(under_way):
-            faults.append("its id must differ from those of the requests under way")
-        if faults:
-            raise InvalidRequest(f"Request {request.id!r} cannot be sampled: {'; '.join(faults)}.")
-        sampling = request.sampling
+    def _refuse(self, sampling: Sampling) -> None:
+        is_plain = sampling.temperature in (0.0, 1.0) and not sampling.is_truncated
         for site in self._sites:
-            if has_rules(sampling) and not site.facts.is_ours:
+            url, facts = site.server.url, site.facts
+            if has_rules(sampling) and not facts.is_ours:
                 raise ConfigError(
-                    f"sampling.thinking_budget and sampling.repetition_tokens are rules of `cispo serve`, which "
-                    f"{site.server.url} does not know; got {sampling.thinking_budget} and "
-                    f"{sampling.repetition_tokens}: set both to 0."
+                    f"sampling.thinking_budget and sampling.repetition_tokens are rules of `cispo serve`, which {url} "
+                    f"does not know; got {sampling.thinking_budget} and {sampling.repetition_tokens}: set both to 0."
                 )
-            is_plain = sampling.temperature in (0.0, 1.0) and not sampling.is_truncated
-            if not site.facts.is_of_sampling and not is_plain and self._retokeniser is None:
+            if facts.has_token_ids and not facts.is_of_sampling and not is_plain:
                 raise ConfigError(
-                    f"{site.server.url} must return the log-probabilities of the distribution sampled from, because "
-                    f"ratios divide by them, but it returns those before temperature and truncation, and this is "
+                    f"{url} must return the log-probabilities of the distribution sampled from, because ratios divide "
+                    f"by them, but it returns those before temperature and truncation, and this is "
                     f"temperature={sampling.temperature:g} top_p={sampling.top_p:g} top_k={sampling.top_k}: start vLLM "
                     f"with --logprobs-mode processed_logprobs, or sample at temperature 1 without truncation."
                 )
 
-    # --- calls --------------------------------------------------------------------------------------------------------
-
-    def _queue(self, request: Request, members: dict[int, Growing]) -> None:
+    def _begin(self, under_way: UnderWay) -> None:
         deadline = time.monotonic() + self._settings.deadline_seconds
-        self._requests[request.id] = _UnderWay(request, members, deadline)
-        if len(members) == request.num_samples and not any(growing.token_ids for growing in members.values()):
-            self._waiting.append(_Call(request, list(members), is_first=True))
+        members = list(under_way.members.values())
+        is_whole = len(members) == under_way.request.num_samples
+        if is_whole and not any(growing.token_ids for growing in members):
+            self._waiting.append(_Call(members, is_first=True, deadline=deadline))
         else:
-            self._waiting.extend(_Call(request, [member], is_first=False) for member in members)
+            self._waiting.extend(_Call([growing], is_first=False, deadline=deadline) for growing in members)
+        self._start_calls()
+
+    def _give_up(self, gone: Sequence[UnderWay]) -> None:
+        self._waiting = deque(call for call in self._waiting if any(self._open_members(call)))
+        for call in self._calls:
+            if not any(self._open_members(call)):
+                call.stream.close()
+
+    def _gather(self) -> None:
+        """Take in all news, after waiting for some if nothing has ended yet."""
+        self._start_calls()
+        may_wait = bool(self._requests) and not self._ended
+        try:
+            self._take_in(*(self._news.get(timeout=_STEP_SECONDS) if may_wait else self._news.get_nowait()))
+            while True:
+                self._take_in(*self._news.get_nowait())
+        except queue.Empty:
+            pass
+        self._end_the_late()
+        self._start_calls()
+
+    # --- calls --------------------------------------------------------------------------------------------------------
 
     def _start_calls(self) -> None:
         """Begin what may begin, in order."""
@@ -331,26 +215,26 @@ class OpenAIEngine:
                 self._waiting.append(call)
                 continue
             # After a fault another server comes first, if there is one.
-            call.site = min(self._sites, key=lambda site: (site is call.last_site, site.num_calls))
-            call.site.num_calls += 1
-            call.version, call.stream = self._version, Stream()
+            site = min(self._sites, key=lambda site: (site is call.last_site, site.num_calls))
+            site.num_calls += 1
+            call.site, call.version, call.stream = site, self._version, Stream()
             self._calls.add(call)
-            self._threads.submit(self._run, call, call.site, self._body(call, call.site))
+            self._threads.submit(self._run, call, site, self._body(call, site.facts))
 
-    def _body(self, call: _Call, site: _Site) -> dict[str, Any]:
-        request, facts = call.request, site.facts
+    def _body(self, call: _Call, facts: ServerFacts) -> dict[str, Any]:
+        growing = call.members[0]
+        request = growing.request
         if call.is_first:
             prompt, sampling, seed = request.token_ids, request.sampling, request.seed
         else:
-            growing = self._requests[request.id].members[call.members[0]]
             prompt, sampling, seed = growing.prompt, growing.sampling, growing.seed
         body = completion_body(facts.model, prompt, sampling, seed, len(call.members), is_ours=facts.is_ours)
         if not facts.has_token_ids:
             assert self._retokeniser is not None
-            body = self._retokeniser.body(body)
-            for member in call.members:
-                self._requests[request.id].members[member].text = ""
-        return body | {"stream": True, "stream_interval": self._settings.stream_interval}
+            body = self._retokeniser.body(body, call.members)
+        else:
+            body["stream_interval"] = self._settings.stream_interval
+        return body | {"stream": True}
 
     def _run(self, call: _Call, site: _Site, body: dict[str, Any]) -> None:
         """In a thread: everything that comes of a call goes into the queue, its end last."""
@@ -365,20 +249,10 @@ class OpenAIEngine:
         else:
             self._news.put((call, None))
 
-    # --- what came ----------------------------------------------------------------------------------------------------
+    def _open_members(self, call: _Call) -> Iterator[Growing]:
+        return (growing for growing in call.members if self._is_open(growing))
 
-    def _gather(self, seconds: float) -> None:
-        """Take in all news, after waiting for some if nothing has ended yet."""
-        self._start_calls()
-        seconds = 0.0 if self._ended or not self._requests else seconds
-        try:
-            self._take_in(*(self._news.get(timeout=seconds) if seconds else self._news.get_nowait()))
-            while True:
-                self._take_in(*self._news.get_nowait())
-        except queue.Empty:
-            pass
-        self._end_the_late()
-        self._start_calls()
+    # --- what came ----------------------------------------------------------------------------------------------------
 
     def _take_in(self, call: _Call, came: list[Piece] | ServerFault | WireFault | None) -> None:
         if call not in self._calls:
@@ -390,31 +264,24 @@ class OpenAIEngine:
             return
         self._calls.discard(call)
         call.site.num_calls -= 1
-        left = [member for member in call.members if self._is_open(call, member)]
-        url = call.site.server.url
+        url, left = call.site.server.url, list(self._open_members(call))
         if isinstance(came, WireFault):
-            self._fail(call, left, f"{url} gave {came}")
+            self._fail(left, f"{url} gave {came}")
         elif isinstance(came, ServerFault) and not came.may_pass:
-            self._fail(call, left, str(came))
+            self._fail(left, str(came))
         elif left:
             self._try_again(call, left, came or ServerFault(f"{url} left choices without an end"))
 
-    def _is_open(self, call: _Call, member: int) -> bool:
-        """The member has not ended, and its request was neither cancelled nor made anew under the same id."""
-        under_way = self._requests.get(call.request.id)
-        return under_way is not None and under_way.request is call.request and member in under_way.members
-
     def _add(self, call: _Call, site: _Site, piece: Piece) -> None:
         """Tokens of one choice, and its end if that is it."""
-        member = call.members[piece.index]
-        if not self._is_open(call, member):
+        growing = call.members[piece.index]
+        if not self._is_open(growing):
             return
-        growing = self._requests[call.request.id].members[member]
         if not site.facts.has_token_ids:
             assert self._retokeniser is not None
             piece = self._retokeniser.piece(piece, growing, self._version)
         if len(piece.logp) != len(piece.token_ids):
-            self._fail(call, [member], f"{site.server.url} returned token ids without log-probabilities")
+            self._fail([growing], f"{site.server.url} returned token ids without log-probabilities")
             return
         if piece.token_ids:
             call.num_tries = 0
@@ -426,57 +293,42 @@ class OpenAIEngine:
         elif piece.finish == ABORTED:
             call.was_aborted = True
         elif piece.finish:
-            self._fail(call, [member], f"{site.server.url} ended it: {piece.note or piece.finish}")
+            self._fail([growing], f"{site.server.url} ended it: {piece.note or piece.finish}")
 
-    def _try_again(self, call: _Call, left: Sequence[int], fault: ServerFault) -> None:
+    def _try_again(self, call: _Call, left: Sequence[Growing], fault: ServerFault) -> None:
         """Make the call anew for the members that are left: as it was if nothing came, else each by itself."""
         num_tries = call.num_tries + (not fault.is_busy and not call.was_aborted)
         if num_tries >= self._settings.tries:
-            self._fail(call, left, f"{num_tries} tries came to nothing, the last because {fault}")
+            self._fail(left, f"{num_tries} tries came to nothing, the last because {fault}")
             return
         wait = min(self._settings.backoff_seconds * 2 ** max(0, num_tries - 1), _LONGEST_BACKOFF)
         not_before = time.monotonic() + (0.0 if call.was_aborted else max(wait, fault.retry_seconds))
-        members = self._requests[call.request.id].members
-        is_untouched = len(left) == len(call.members) and not any(members[member].token_ids for member in left)
-        if call.is_first and is_untouched:
-            again = [_Call(call.request, list(left), is_first=True)]
+        if call.is_first and len(left) == len(call.members) and not any(growing.token_ids for growing in left):
+            again = [_Call(call.members, is_first=True, deadline=call.deadline)]
         else:
-            again = [_Call(call.request, [member], is_first=False) for member in self._unfinished(call, left)]
+            unfinished = self._without_lost_ends(left)
+            again = [_Call([growing], is_first=False, deadline=call.deadline) for growing in unfinished]
         for each in again:
             each.num_tries, each.not_before = num_tries, not_before
             each.last_site = None if call.was_aborted else call.site
         self._waiting.extend(again)
 
-    def _unfinished(self, call: _Call, left: Sequence[int]) -> list[int]:
-        """Of these members those that need more tokens; the others' end was lost on the way, and they end here."""
-        members = self._requests[call.request.id].members
-        for growing in [members[member] for member in left]:
+    def _without_lost_ends(self, left: Sequence[Growing]) -> list[Growing]:
+        """Those that need more tokens; the others' end was lost on the way, and they end here."""
+        for growing in left:
             if growing.reason is not None:
                 self._end(growing, growing.reason)
-        return [member for member in left if member in members]
+        return [growing for growing in left if self._is_open(growing)]
 
-    def _end(self, growing: Growing, reason: StopReason, failed: str = "") -> None:
-        self._ended.append(growing.completion(reason, failed))
-        members = self._requests[growing.request.id].members
-        del members[growing.member]
-        if not members:
-            del self._requests[growing.request.id]
-
-    def _fail(self, call: _Call, members: Sequence[int], why: str) -> None:
-        for member in members:
-            self._end(self._requests[call.request.id].members[member], StopReason.LENGTH, why)
+    def _fail(self, members: Sequence[Growing], why: str) -> None:
+        for growing in members:
+            self._end(growing, StopReason.LENGTH, why)
 
     def _end_the_late(self) -> None:
         now = time.monotonic()
-        late = [under_way for under_way in self._requests.values() if under_way.deadline < now]
-        for under_way in late:
-            why = (
-                f"it had not ended after engine.server.deadline_seconds={self._settings.deadline_seconds:g} "
-                f"({', '.join(site.server.url for site in self._sites)})"
-            )
-            for growing in list(under_way.members.values()):
-                self._end(growing, StopReason.LENGTH, why)
-            self._waiting = deque(call for call in self._waiting if call.request is not under_way.request)
-            for call in self._calls:
-                if call.request is under_way.request:
-                    call.stream.close()
+        for call in [*self._calls, *self._waiting]:
+            if call.deadline < now:
+                why = f"it had not ended after engine.server.deadline_seconds={self._settings.deadline_seconds:g}"
+                self._fail(list(self._open_members(call)), why)
+                call.stream.close()
+        self._waiting = deque(call for call in self._waiting if call.deadline >= now)

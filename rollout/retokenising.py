@@ -34,8 +34,10 @@ class Retokeniser:
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def body(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The request in the fields of OpenAI's own API, its prompt as text."""
+    def body(self, body: Mapping[str, Any], members: Sequence[Growing]) -> dict[str, Any]:
+        """The request in the fields of OpenAI's own API, its prompt as text; what `members` had is forgotten."""
+        for growing in members:
+            growing.text = ""
         return {name: body[name] for name in _STANDARD} | {"prompt": self._tokenizer.decode(body["prompt"])}
 
     def piece(self, piece: Piece, growing: Growing, version: int) -> Piece:

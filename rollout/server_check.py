@@ -8,6 +8,7 @@ log-probabilities must shrink by half, and with top-k 2, after which two tokens 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from cispo.errors import ConfigError
 from rollout.completion_wire import OUR_OWNER, WireFault, completion_body, read_pieces
 from rollout.sampling import Sampling
 from rollout.server_client import Server, ServerFault
+
+log = logging.getLogger(__name__)
 
 _TOP = 20
 _PROMPTS = ((1,), (2, 3), (5, 8, 13))
@@ -67,6 +70,22 @@ def facts_of(server: Server, model: str) -> ServerFacts:
             f"{server.url} must speak the OpenAI API, but its answer has another form ({type(error).__name__}: "
             f"{error}); correct engine.server.urls."
         ) from error
+
+
+def check_facts(facts: ServerFacts, url: str, *, may_retokenise: bool) -> None:
+    """Raise ConfigError for a server that cannot be learnt from, unless nothing is to be learnt."""
+    if not facts.has_token_ids and not may_retokenise:
+        raise ConfigError(
+            f"{url} returns no token ids with log-probabilities (return_token_ids, logprobs), and a policy learns from "
+            f"the tokens that were sampled, not from a tokenisation of their text: use `cispo serve` or vLLM, or "
+            f"engine.server.retokenise=true to evaluate only."
+        )
+    if facts.has_token_ids and facts.is_of_sampling is None:
+        log.warning(
+            "%s: its most likely tokens are too close to tell whether it returns the log-probabilities of the "
+            "distribution sampled from; it is used at temperature 1 without truncation only.",
+            url,
+        )
 
 
 def _model_entry(answer: Any, url: str, model: str) -> Mapping[str, Any]:
