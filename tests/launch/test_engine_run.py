@@ -74,7 +74,11 @@ def test_a_user_brings_an_engine_by_its_dotted_path(tmp_path, small, whole_run, 
 
 @pytest.mark.parametrize(
     "kind, says",
-    [("nowhere:make", "cannot be imported"), ("json:nothing", "cannot be imported"), ("json.decoder:NaN", "a function")],
+    [
+        ("nowhere:make", "cannot be imported"),
+        ("json:nothing", "cannot be imported"),
+        ("json.decoder:NaN", "a function"),
+    ],
 )
 def test_an_engine_that_is_not_there_is_told(kind, says):
     with pytest.raises(ConfigError, match=says):

@@ -23,7 +23,7 @@ TINY = HybridConfig(
 @pytest.mark.parametrize("prompt", [(1, 2), (1, 5, 2), (5, 6, 2)], ids=["outside", "inside", "closed"])
 @pytest.mark.parametrize("num_steps", [1, 7, 25])
 def test_the_rules_counted_anew_are_those_of_the_engine(prompt, num_steps):
-    """A model with 12 tokens opens (5) and closes (6) think blocks often; forced tokens and confident runs count too."""
+    """A model with 12 tokens opens (5) and closes (6) think blocks often; forced tokens and confident runs count."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     engine = HybridEngine(HybridLM(TINY), EngineConfig(8, 60, 64))
