@@ -1,4 +1,4 @@
-"""What is left of a sequence after some of its tokens, for engines that keep no state: prompt + tokens becomes the prompt.
+"""What is left of a sequence after some of its tokens, for engines that keep no state: prompt + tokens is the prompt.
 
 The tokens, log-probabilities and versions that were recorded stay as they are, so what comes of it is a partial rollout
 continued, not a new one. Its further tokens are drawn from other random numbers than if it had not been interrupted.

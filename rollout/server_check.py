@@ -104,7 +104,7 @@ def _ask(server: Server, model: str, prompt: tuple[int, ...], **changed: Any) ->
 
 
 def _gives_token_ids(server: Server, model: str) -> bool:
-    """Whether a token comes back as an id with its log-probability; a server may refuse fields that it does not know."""
+    """Whether a token comes back as an id with its log-probability; a server may refuse fields that are new to it."""
     try:
         [piece] = read_pieces(_ask(server, model, _PROMPTS[0]), 1)
     except WireFault:

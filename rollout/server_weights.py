@@ -25,7 +25,7 @@ OUR_PATH = "/v1/weights"
 
 
 def send_package(server: Server, package: WeightPackage, seconds: float) -> None:
-    """Give `cispo serve` a version, unless another worker has. Raises WeightSyncError; the server keeps its own then."""
+    """Give `cispo serve` a version, unless another worker has. Raises WeightSyncError; the server keeps its old one."""
     try:
         if server.get(OUR_PATH) == {"version": package.version, "weights": digest_of(package)}:
             return

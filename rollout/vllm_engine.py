@@ -27,6 +27,7 @@ from rollout.sampling import Sampling
 from rollout.seeding import stable_rng
 from rollout.stepped_engine import SteppedEngine, UnderWay
 
+_HOTTEST = 2.0
 _REASONS = {"stop": StopReason.STOP, "length": StopReason.LENGTH}
 
 
@@ -44,8 +45,8 @@ class VllmEngine(SteppedEngine):
     def __init__(self, folder: str, config: EngineConfig, *, version: int = 0) -> None:
         if not folder:
             raise ConfigError(
-                "engine.kind=vllm needs model.path=<a model folder>, because vLLM builds the model from its config.json; "
-                "a policy with random weights of model.shape is sampled with engine.kind=hybrid."
+                "engine.kind=vllm needs model.path=<a model folder>, because vLLM builds the model from config.json: a "
+                "policy with random weights of model.shape is sampled with engine.kind=hybrid."
             )
         self._vllm, self._llm = _open(folder, config)
         super().__init__(self._llm.model_config.get_vocab_size(), config.max_length, version)
@@ -70,7 +71,7 @@ class VllmEngine(SteppedEngine):
         self._version = version
 
     def _check_weights(self, found: Mapping[str, tuple[int, ...]], version: int) -> None:
-        """vLLM itself takes a part of the weights without a word, and would sample from a policy that nobody trained."""
+        """vLLM itself takes a part of the weights without a word, and would sample from what nobody trained."""
         faults = [f"{name} is unknown" for name in sorted(found.keys() - self._shapes.keys())]
         faults += [f"{name} is missing" for name in sorted(self._shapes.keys() - found.keys())]
         faults += [
@@ -89,6 +90,9 @@ class VllmEngine(SteppedEngine):
                 f"sampling.thinking_budget and sampling.repetition_tokens are not rules of vLLM; got "
                 f"{sampling.thinking_budget} and {sampling.repetition_tokens}: set both to 0."
             )
+
+        if sampling.temperature > _HOTTEST:
+            raise ConfigError(f"vLLM samples at temperatures up to {_HOTTEST:g}, got {sampling.temperature:g}.")
 
     def _begin(self, under_way: UnderWay) -> None:
         for growing in under_way.members.values():

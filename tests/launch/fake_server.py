@@ -31,7 +31,8 @@ class FakeServer:
         self.raw, self.has_ids, self.has_logprobs = raw, has_ids, has_logprobs
         self.faults, self.requests, self.gate = Counter(), [], threading.Event()
         self.gate.set()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.fake = self
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -45,7 +46,7 @@ class FakeServer:
         self.faults[fault] -= 1
         return self.faults[fault] >= 0
 
-    def choice(self, body, index, first, token_ids, finish):
+    def choice(self, body, index, token_ids, finish):
         mode = {} if self.raw else {"temperature": body["temperature"] or 1.0, "top_k": body.get("top_k", 0)}
         logp = logp_of(**mode)
         choice = {"index": index, "text": "".join(chr(97 + id % 26) for id in token_ids), "finish_reason": finish}
@@ -68,56 +69,54 @@ def tokens_of(prompt, seed, index):
         position += 1
 
 
-def _handler(fake):
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *words):
-            pass
+class Handler(BaseHTTPRequestHandler):
+    """One connection; `server.fake` is whose."""
 
-        def do_GET(self):
-            self.tell(200, {"data": [{"id": "fake", "owned_by": "somebody", "max_model_len": 100}]})
+    def log_message(self, *words):
+        pass
 
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            fake.requests.append((self.path, body))
-            fake.gate.wait(30)
-            if fake.takes("busy"):
-                return self.tell(503, {"error": {"message": "too much to do"}}, {"Retry-After": "0.05"})
-            if fake.takes("broken"):
-                return self.tell(500, {"error": {"message": "a defect"}})
-            if fake.takes("refuses"):
-                return self.tell(400, {"error": {"message": "not like this"}})
-            if not body.get("stream"):
-                ids = next(tokens_of(body["prompt"], body["seed"], 0)) if isinstance(body["prompt"], list) else 1
-                return self.tell(200, {"choices": [fake.choice(body, 0, 0, [ids], "length")]})
-            return self.stream(body)
+    def do_GET(self):
+        self.tell(200, {"data": [{"id": "fake", "owned_by": "somebody", "max_model_len": 100}]})
 
-        def tell(self, status, value, headers=()):
-            data = json.dumps(value).encode()
-            self.send_response(status)
-            for name, text in {"Content-Length": str(len(data)), **dict(headers)}.items():
-                self.send_header(name, text)
-            self.end_headers()
-            self.wfile.write(data)
+    def do_POST(self):
+        fake = self.server.fake
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        fake.requests.append((self.path, body))
+        fake.gate.wait(30)
+        if fake.takes("busy"):
+            self.tell(503, {"error": {"message": "too much to do"}}, {"Retry-After": "0.05"})
+        elif fake.takes("broken"):
+            self.tell(500, {"error": {"message": "a defect"}})
+        elif fake.takes("refuses"):
+            self.tell(400, {"error": {"message": "not like this"}})
+        elif body.get("stream"):
+            self.stream(fake, body)
+        else:
+            ids = next(tokens_of(body["prompt"], body["seed"], 0)) if isinstance(body["prompt"], list) else 1
+            self.tell(200, {"choices": [fake.choice(body, 0, [ids], "length")]})
 
-        def stream(self, body):
-            self.send_response(200)
-            self.end_headers()
-            length, sources = body["max_tokens"], [tokens_of(body["prompt"], body["seed"], i) for i in range(body["n"])]
-            for first in range(0, length, 2):
-                for index, source in enumerate(sources):
-                    ids = [next(source) for _ in range(min(2, length - first))]
-                    finish = "length" if first + 2 >= length else None
-                    if fake.takes("nan"):
-                        choice = fake.choice(body, index, first, ids, finish)
-                        choice["logprobs"]["token_logprobs"][0] = math.nan
-                        return self.event({"choices": [choice]})
-                    self.event({"choices": [fake.choice(body, index, first, ids, finish)]})
-                if first + 2 < length and fake.takes("drops"):
-                    return None
-            return self.wfile.write(b"data: [DONE]\n\n")
+    def tell(self, status, value, headers=()):
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in {"Content-Length": str(len(data)), **dict(headers)}.items():
+            self.send_header(name, text)
+        self.end_headers()
+        self.wfile.write(data)
 
-        def event(self, value):
-            self.wfile.write(b"data: " + json.dumps(value).encode() + b"\n\n")
-            self.wfile.flush()
-
-    return Handler
+    def stream(self, fake, body):
+        """Two tokens of each choice at once."""
+        self.send_response(200)
+        self.end_headers()
+        length, sources = body["max_tokens"], [tokens_of(body["prompt"], body["seed"], i) for i in range(body["n"])]
+        for first in range(0, length, 2):
+            is_last = first + 2 >= length
+            for index, source in enumerate(sources):
+                ids = [next(source) for _ in range(min(2, length - first))]
+                choice = fake.choice(body, index, ids, "length" if is_last else None)
+                if fake.takes("nan"):
+                    choice["logprobs"]["token_logprobs"][0] = math.nan
+                self.wfile.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
+                self.wfile.flush()
+            if not is_last and fake.takes("drops"):
+                return
+        self.wfile.write(b"data: [DONE]\n\n")

@@ -168,12 +168,12 @@ def test_seeds_repeat_and_greedy_takes_the_likeliest(engine, models):
 
 
 def test_a_stop_token_ends_a_sequence_is_its_last_and_the_models_own_end_does_not(engine):
-    [members] = engine.generate([PROMPT], Sampling(3.0, max_new_tokens=200, stop_token_ids=(119, 20)), 5, 4)
+    [members] = engine.generate([PROMPT], Sampling(2.0, max_new_tokens=200, stop_token_ids=(119, 20)), 5, 4)
     stopped = [completion for completion in members if completion.stop_reason is StopReason.STOP]
     assert stopped
     for completion in stopped:
         assert completion.token_ids[-1] in (119, 20) and not np.isin(completion.token_ids[:-1], (119, 20)).any()
-    [members] = engine.generate([PROMPT], Sampling(20.0, max_new_tokens=250), 5, 8)
+    [members] = engine.generate([PROMPT], Sampling(2.0, max_new_tokens=250), 5, 16)
     ends = [completion for completion in members if EOS in completion.token_ids]
     assert ends and all(len(completion.token_ids) == 250 for completion in ends)
 
@@ -217,7 +217,19 @@ def test_what_vllm_cannot_do_is_refused_in_a_sentence(engine):
     with pytest.raises(InvalidRequest, match="max_length 256"):
         engine.submit([Request("a", PROMPT, sampling=Sampling(max_new_tokens=254))])
     with pytest.raises(ConfigError, match="thinking_budget"):
-        engine.submit([Request("a", PROMPT, sampling=Sampling(thinking_budget=3, think_open_id=1, think_close_id=2))])
+        thinking = Sampling(max_new_tokens=9, thinking_budget=3, think_open_id=1, think_close_id=2)
+        engine.submit([Request("a", PROMPT, sampling=thinking)])
+
+
+def test_vllm_samples_at_temperatures_up_to_2(engine):
+    hot = Request("a", PROMPT, sampling=Sampling(2.5, max_new_tokens=9))
+    if not isinstance(engine, OpenAIEngine):
+        with pytest.raises(ConfigError, match="up to 2"):
+            engine.submit([hot])
+        return
+    engine.submit([hot])
+    [completion] = run(engine)
+    assert "temperature must be in [0, 2]" in completion.failed
 
 
 def test_weights_of_another_model_are_refused_and_the_old_ones_kept(in_process, models):
