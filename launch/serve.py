@@ -24,7 +24,7 @@ from configs.schema import RunConfig
 from launch import build
 from launch.compose import compose
 from launch.engine_thread import EngineThread
-from launch.inference import policy_folder, run_config_of
+from launch.inference import run_config_of
 from launch.serve_connection import Connection, fault_response
 from launch.serve_desk import Desk
 from launch.serve_wire import Served
@@ -54,12 +54,12 @@ def serve(policy: Path | None, overrides: Sequence[str]) -> None:
     token, where = read_or_make_token(config.serve.token_file)
     torch.set_num_threads(config.cluster.num_threads)
     tokenizer = build.make_tokenizer(config)
-    engine = HybridEngine(lm := build.make_policy(config, tokenizer).lm(), config.engine)
-    name = policy_folder(policy).absolute().parent.name if policy and (policy / "export").is_dir() else ""
-    served = Served(name or (policy.absolute().name if policy else config.name), tokenizer, config.engine.max_length)
+    lm = build.make_policy(config, tokenizer).lm()
+    name = policy.absolute().name if policy else config.name
+    served = Served(name, tokenizer, config.engine.max_length)
 
     async def run() -> None:
-        thread = EngineThread(engine)
+        thread = EngineThread(HybridEngine(lm, config.engine))
         desk = Desk(thread, lm, config.serve, served, token, config.engine.num_slots)
         await _Service(desk, config.serve).run(thread, where)
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,7 +105,6 @@ class OpenAIEngine(SteppedEngine):
         lengths = [site.facts.max_length for site in self._sites if site.facts.max_length]
         versions = [site.facts.version for site in self._sites]
         super().__init__(vocab_size, min([config.max_length, *lengths]), max(versions))
-        self._threads = ThreadPoolExecutor(settings.max_in_flight, thread_name_prefix="openai-engine")
         self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
         self._waiting: deque[_Call] = deque()
         self._calls: set[_Call] = set()
@@ -128,9 +127,8 @@ class OpenAIEngine(SteppedEngine):
         self._version = version
 
     def close(self) -> None:
-        """Give up what is under way and end the threads."""
+        """Give up what is under way, here and at the servers."""
         self.cancel(list(self._requests))
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _update_by_folder(self, sites: list[_Site], package: WeightPackage) -> None:
         update = FolderUpdate([site.server for site in sites], self._settings, package.version)
@@ -219,7 +217,9 @@ class OpenAIEngine(SteppedEngine):
             site.num_calls += 1
             call.site, call.version, call.stream = site, self._version, Stream()
             self._calls.add(call)
-            self._threads.submit(self._run, call, site, self._body(call, site.facts))
+            # A daemon: a process that ends does not wait for servers.
+            arguments = call, site, self._body(call, site.facts)
+            threading.Thread(target=self._run, args=arguments, name="openai-call", daemon=True).start()
 
     def _body(self, call: _Call, facts: ServerFacts) -> dict[str, Any]:
         growing = call.members[0]

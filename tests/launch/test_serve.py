@@ -189,9 +189,11 @@ def test_a_full_server_says_so_and_a_client_that_leaves_makes_room(server):
     assert (health["running"], health["waiting"], health["room"]) == (0, 0, 24)
 
 
-def test_new_weights_by_wire_and_by_folder_a_damaged_package_and_a_graceful_end(serve, tmp_path):
-    server = serve(*TASK)
-    one, two = policy(1), policy(2)
+def test_a_folder_is_served_takes_new_weights_refuses_damaged_ones_and_ends_gracefully(serve, tmp_path):
+    zero, one, two = policy(0), policy(1), policy(2)
+    save_pretrained(zero, tmp_path / "zero")
+    build.make_tokenizer(compose(TASK)).save(tmp_path / "zero")
+    server = serve(str(tmp_path / "zero"))
     body = {"prompt": PROMPT, "seed": 4, "max_tokens": 12, "logprobs": 0, "return_token_ids": True}
 
     def expected(lm):
@@ -202,6 +204,8 @@ def test_new_weights_by_wire_and_by_folder_a_damaged_package_and_a_graceful_end(
         [choice] = server.json("POST", "/v1/completions", body)[1]["choices"]
         return choice["token_ids"], choice["weight_versions"][0]["version"]
 
+    assert server.json("GET", "/v1/models")[1]["data"][0]["id"] == "zero"
+    assert sampled() == (expected(zero), "0")
     whole = b"".join(bytes(piece) for piece in to_bytes(package_of(one, 5)))
     assert server.json("POST", "/v1/weights", whole, Content_Type=MEDIA_TYPE)[1]["version"] == 5
     assert sampled() == (expected(one), "5")
