@@ -52,6 +52,7 @@ def serve(policy: Path | None, overrides: Sequence[str]) -> None:
 
     config = serve_config(policy, overrides)
     token, where = read_or_make_token(config.serve.token_file)
+    door = _bound(config.serve)  # now: a large model takes minutes to load
     torch.set_num_threads(config.cluster.num_threads)
     tokenizer = build.make_tokenizer(config)
     lm = build.make_policy(config, tokenizer).lm()
@@ -61,9 +62,25 @@ def serve(policy: Path | None, overrides: Sequence[str]) -> None:
     async def run() -> None:
         thread = EngineThread(HybridEngine(lm, config.engine))
         desk = Desk(thread, lm, config.serve, served, token, config.engine.num_slots)
-        await _Service(desk, config.serve).run(thread, where)
+        await _Service(desk, config.serve).run(thread, door, where)
 
     asyncio.run(run())
+
+
+def _bound(config: ServeConfig) -> socket.socket:
+    """A socket with the address of the server, which does not listen yet. Raises CispoError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        door = socket.socket(family, kind, protocol)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(address)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        why = "another process listens there" if taken else (error.strerror or str(error))
+        raise CispoError(
+            f"The server cannot listen on {config.host}:{config.port} ({why}): choose another serve.port or serve.host."
+        ) from error
+    return door
 
 
 class _Service:
@@ -75,9 +92,9 @@ class _Service:
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, thread: EngineThread, where: str) -> None:
+    async def run(self, thread: EngineThread, door: socket.socket, where: str) -> None:
         """Until a signal comes, or the engine breaks down, which is raised."""
-        server = await self._listen()
+        server = await asyncio.start_server(self._connected, sock=door, limit=_READ_BYTES, backlog=_BACKLOG)
         stop, hurry = asyncio.Event(), asyncio.Event()
 
         def signalled() -> None:
@@ -87,7 +104,7 @@ class _Service:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, signalled)
-        host, port = server.sockets[0].getsockname()[:2]
+        host, port = door.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         log.info("serving %s on %s, token %s", self._desk.served.name, url, where)
         stopped = asyncio.ensure_future(stop.wait())
@@ -98,17 +115,6 @@ class _Service:
         await self._stop(server, hurry)
         thread.stop()
         log.info("stopped serving %s", self._desk.served.name)
-
-    async def _listen(self) -> asyncio.Server:
-        host, port = self._config.host, self._config.port
-        try:
-            return await asyncio.start_server(self._connected, host, port, limit=_READ_BYTES, backlog=_BACKLOG)
-        except OSError as error:
-            taken = error.errno == errno.EADDRINUSE
-            why = "another process listens there" if taken else (error.strerror or str(error))
-            raise CispoError(
-                f"The server cannot listen on {host}:{port} ({why}): choose another serve.port or serve.host."
-            ) from error
 
     async def _stop(self, server: asyncio.Server, hurry: asyncio.Event) -> None:
         """Refuse new requests and let those that were accepted end, for drain_seconds or until `hurry` is set."""

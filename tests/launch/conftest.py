@@ -86,3 +86,9 @@ def serve(tmp_path_factory) -> Callable[..., Serving]:
         if serving.process.poll() is None:
             serving.process.kill()
             serving.process.wait()
+
+
+@pytest.fixture(scope="session")
+def chain_server(serve) -> Serving:
+    """A server of the chain task's policy, for tests that give it the weights that they need."""
+    return serve("task=chain")

@@ -24,6 +24,13 @@ def logp_of(temperature=1.0, top_k=0):
     return scaled - np.log(np.exp(scaled).sum())
 
 
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """Clients that hang up are part of the tests."""
+
+
 class FakeServer:
     """FakeServer(raw=..., has_ids=..., has_logprobs=...) with `faults` to come; `requests` keeps all bodies."""
 
@@ -31,9 +38,8 @@ class FakeServer:
         self.raw, self.has_ids, self.has_logprobs = raw, has_ids, has_logprobs
         self.faults, self.requests, self.gate = Counter(), [], threading.Event()
         self.gate.set()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _QuietServer(("127.0.0.1", 0), Handler)
         self._server.fake = self
-        self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 

@@ -38,18 +38,17 @@ def metrics_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_learns_the_same_from_a_server_as_from_the_engine_in_process(serve, tmp_path, small, whole_run):
+def test_a_run_learns_the_same_from_a_server_as_from_the_engine_in_process(chain_server, tmp_path, small, whole_run):
     """Two workers share the server; each step's weights reach it over the wire, whichever of them brings them first."""
-    server = serve("task=chain", "engine.max_length=32", "sampling.max_new_tokens=12")
     elsewhere = (
         "engine=openai",
-        f"engine.server.urls=[{server.url}]",
-        f"engine.server.token_file={server.token_file}",
+        f"engine.server.urls=[{chain_server.url}]",
+        f"engine.server.token_file={chain_server.token_file}",
     )
     assert main(["train", *small(tmp_path, "name=a", *elsewhere)]) == 0
     there, here = metrics_of(tmp_path / "a"), metrics_of(whole_run)
     assert len(there) == len(here) > 5
-    assert server.json("GET", "/v1/weights")[1]["version"] == 5
+    assert chain_server.json("GET", "/v1/weights")[1]["version"] == 5
     for one, other in zip(there, here, strict=True):
         assert one.keys() == other.keys() or {key for key in one.keys() ^ other.keys() if "/" in key} <= {"perf/mfu"}
         for name in ("reward/mean", "reward/custom/mean", "tokens/trained", "response_length/mean"):

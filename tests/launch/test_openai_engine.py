@@ -68,14 +68,14 @@ def weights_of(lm):
 
 
 @pytest.fixture(scope="module")
-def both(serve):
-    """An engine at a server, and the same one in this process."""
+def both(chain_server):
+    """An engine at a server, and the same one in this process, with the same weights."""
     torch.set_num_threads(1)
-    server = serve("task=chain")
     config = compose(["task=chain"])
     tokenizer = build.make_tokenizer(config)
     here = HybridEngine(build.make_policy(config, tokenizer).lm(), config.engine)
-    there = OpenAIEngine(server.engine_config(), tokenizer.vocab_size)
+    there = OpenAIEngine(chain_server.engine_config(), tokenizer.vocab_size)
+    there.load_weights(weights_of(here._lm), 0)
     yield there, here
     there.close()
 
