@@ -1,5 +1,6 @@
 """Whole runs whose sampling happens elsewhere: at `cispo serve`, and in an engine of the user's own."""
 
+import importlib.util
 import json
 
 import pytest
@@ -113,3 +114,6 @@ def test_vllm_that_is_not_installed_or_has_no_model_is_told_in_a_sentence(tmp_pa
 
     with pytest.raises(ConfigError, match="engine.kind=vllm needs model.path"):
         VllmEngine("", EngineConfig(kind="vllm"))
+    if importlib.util.find_spec("vllm") is None:
+        with pytest.raises(ConfigError, match=r"needs vLLM .*pip install cispo\[vllm\]"):
+            VllmEngine(str(tmp_path), EngineConfig(kind="vllm"))
