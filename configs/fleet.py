@@ -104,6 +104,52 @@ class SyncConfig:
 
 
 @dataclass(frozen=True)
+class ServeConfig:
+    """`cispo serve`: where it listens and what it takes; the size of its engine is `engine`.
+
+    Attributes:
+        host: address to listen on; anything but 127.0.0.1 opens the server to others, who still need the token.
+        port: TCP port; 0 takes a free one and says which.
+        token_file: the token, in a file that nobody else may read; made if it is missing. The environment variable
+            CISPO_ENGINE_TOKEN wins over it.
+        max_queue: sequences that may wait besides those that run; a request for more is refused with 429.
+        max_request_bytes: largest body of a request that brings no weights; a larger one is refused with 413.
+        max_connections: open connections; one more is refused with 503.
+        request_seconds: time in which a request must have arrived; of new weights, each next part of them.
+        idle_seconds: time after which a connection without a request is closed.
+        heartbeat_seconds: an answer that takes longer shows life each time.
+        deadline_seconds: time from a request to its last token; it is then cut.
+        drain_seconds: time that accepted requests have to end after SIGTERM.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8800
+    token_file: str = "~/.cispo/engine_token"
+    max_queue: int = 4096
+    max_request_bytes: int = 64 << 20
+    max_connections: int = 1024
+    request_seconds: float = 60.0
+    idle_seconds: float = 75.0
+    heartbeat_seconds: float = 5.0
+    deadline_seconds: float = 7200.0
+    drain_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not 0 <= self.port <= 65535:
+            faults.append(f"serve.port must be a TCP port or 0; got {self.port}.")
+        if self.max_queue < 0:
+            faults.append(f"serve.max_queue must not be negative; got {self.max_queue}.")
+        faults += [
+            f"serve.{name} must be positive; got {value}."
+            for name, value in vars(self).items()
+            if isinstance(value, int | float) and name not in ("port", "max_queue") and not value > 0
+        ]
+        if faults:
+            raise ConfigError(*faults)
+
+
+@dataclass(frozen=True)
 class TrackingConfig:
     """Where a run's numbers go, besides its own folder, which always has them.
 

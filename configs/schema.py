@@ -15,10 +15,10 @@ from cispo.learner.config import LearnerConfig
 from cispo.schedule import value_at
 from cispo.sft import SftConfig
 from cispo.trainer import TrainerConfig
-from configs.fleet import ClusterConfig, SyncConfig, TrackingConfig
+from configs.fleet import ClusterConfig, ServeConfig, SyncConfig, TrackingConfig
 from model.config import HybridConfig
 from rewards.reward import RewardsConfig
-from rollout.engine import EngineConfig
+from rollout.engine_config import EngineConfig
 from rollout.environments import EpisodeConfig
 from rollout.prompts import TaskConfig
 from rollout.worker import SamplingConfig
@@ -54,7 +54,7 @@ class RunConfig(TrainerConfig):
         learner: how it is updated.
         cluster: where the workers and the learner live.
         sync: how new weights reach the workers.
-        engine: size of each worker's engine.
+        engine: what samples, and its size.
         sampling: how trajectories are sampled.
         episode: episodes of several turns, with tools or in an environment of one's own.
         rollout: how the driver deals with its workers.
@@ -62,6 +62,7 @@ class RunConfig(TrainerConfig):
         evaluation: what is measured on held-out prompts.
         checkpoints: how many are kept.
         tracking: who is told.
+        serve: the policy as a server, for `cispo serve`.
     """
 
     name: str = "run"
@@ -82,6 +83,7 @@ class RunConfig(TrainerConfig):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
 
     def __post_init__(self) -> None:
         faults: list[str] = []
@@ -104,20 +106,11 @@ class RunConfig(TrainerConfig):
                 f"a task may not be named like a part of the reward, because both are logged as reward/<name>/mean; "
                 f"got {', '.join(taken)}."
             )
-        if self.sandbox.placement == "node" and self.cluster.kind == "inline":
+        faults += self._inline_faults()
+        if self.correction.replay_experts and self.engine.kind != "hybrid":
             faults.append(
-                "sandbox.placement=node starts Ray actors, which cluster.kind=inline does without; use "
-                "sandbox.placement=worker or cluster=local."
-            )
-        if self.learner.num_ranks > 1 and self.cluster.kind == "inline":
-            faults.append(
-                f"learner.num_ranks={self.learner.num_ranks} needs a process for each rank, and cluster.kind=inline "
-                f"has one for everything; use cluster=local."
-            )
-        if self.sync.transport == "broadcast" and self.cluster.kind == "inline":
-            faults.append(
-                "sync.transport=broadcast sends from one process to others, and cluster.kind=inline has one for "
-                "everything; use sync.transport=object_store or cluster=local."
+                f"correction.replay_experts=true learns with the experts that were chosen in sampling, which "
+                f"engine.kind={self.engine.kind} does not tell; use engine=hybrid, or switch it off."
             )
         if self.sft.steps and not self._demonstrating_tasks():
             faults.append(
@@ -126,6 +119,28 @@ class RunConfig(TrainerConfig):
             )
         if faults:
             raise ConfigError(*faults)
+
+    def _inline_faults(self) -> list[str]:
+        """What needs several processes."""
+        if self.cluster.kind != "inline":
+            return []
+        faults = []
+        if self.sandbox.placement == "node":
+            faults.append(
+                "sandbox.placement=node starts Ray actors, which cluster.kind=inline does without; use "
+                "sandbox.placement=worker or cluster=local."
+            )
+        if self.learner.num_ranks > 1:
+            faults.append(
+                f"learner.num_ranks={self.learner.num_ranks} needs a process for each rank, and cluster.kind=inline "
+                f"has one for everything; use cluster=local."
+            )
+        if self.sync.transport == "broadcast":
+            faults.append(
+                "sync.transport=broadcast sends from one process to others, and cluster.kind=inline has one for "
+                "everything; use sync.transport=object_store or cluster=local."
+            )
+        return faults
 
     def _episode_faults(self) -> list[str]:
         faults, most, longest = [], self.episode.max_tokens, self.longest_window

@@ -6,15 +6,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cispo.errors import ConfigError
 from cispo.sft import Demonstration
 from cispo.types import Prompt
 from configs.schema import RunConfig
 from model import Tokenizer
+from rollout.engine_protocol import Engine
 from rollout.environment import ObservationEncoder
 from rollout.environments import environment_words, make_environment
 from rollout.prompt_files import PromptLimit, ReferenceCheck
@@ -132,17 +136,45 @@ def make_worker(config: RunConfig, sandboxes: SandboxActors | None = None, name:
     """
     import torch
 
-    from rollout.engine import HybridEngine
     from rollout.worker import RolloutWorker
 
     torch.set_num_threads(config.cluster.num_threads)
     tokenizer = make_tokenizer(config)
-    records = config.correction.replay_experts
-    engine = HybridEngine(make_policy(config, tokenizer).lm(), config.engine, records_experts=records)
+    engine = make_engine(config, tokenizer)
     open_pool = functools.cache(lambda: make_worker_pool(config, sandboxes))
     setting = make_setting(config, tokenizer, open_pool)
     rewards, sampling = make_rewards(config, sandboxes, open_pool=open_pool), make_sampling(config, tokenizer, setting)
     return RolloutWorker(engine, rewards, tokenizer.decode, sampling, setting, name)
+
+
+def make_engine(config: RunConfig, tokenizer: Tokenizer) -> Engine:
+    """What samples, by engine.kind. Raises ConfigError when it cannot be had."""
+    if config.engine.is_custom:
+        return custom_engine(config.engine.kind)(config, tokenizer)
+    if config.engine.kind == "openai":
+        from rollout.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(config.engine, tokenizer.vocab_size, tokenizer)
+    if config.engine.kind == "vllm":
+        from rollout.vllm_engine import VllmEngine
+
+        return VllmEngine(config.model.path, config.engine)
+    from rollout.engine import HybridEngine
+
+    records = config.correction.replay_experts
+    return HybridEngine(make_policy(config, tokenizer).lm(), config.engine, records_experts=records)
+
+
+def custom_engine(path: str) -> Callable[[RunConfig, Tokenizer], Engine]:
+    """The function that `path`, as my.module:make_engine, names. Raises ConfigError when it cannot be found."""
+    module, _, name = path.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"engine.kind={path} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    if not callable(make):
+        raise ConfigError(f"engine.kind={path} must be a function of (config, tokenizer), got {type(make).__name__}.")
+    return typing.cast(Callable[[RunConfig, Tokenizer], Engine], make)
 
 
 def make_worker_pool(config: RunConfig, sandboxes: SandboxActors | None = None) -> ProgramPool:

@@ -97,6 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     generate.add_argument("--save-seconds", type=float, default=60.0, help="time between two saves (default 60)")
     generate.set_defaults(run=run_generate)
 
+    _add_serve(commands)
     _add_rewards(commands)
 
     report = commands.add_parser("report", help="make runs/<name>/report.html anew")
@@ -106,6 +107,17 @@ def make_parser() -> argparse.ArgumentParser:
 
     add_sandbox_commands(commands, OVERRIDES_HELP)
     return parser
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="a policy behind the OpenAI API, whose weights can be replaced (docs/engines.md)",
+        description="Without a policy: what `cispo train` would begin with, e.g. for a run that sends its weights.",
+    )
+    serve.add_argument("policy", nargs="?", help="runs/<name>, its export folder, or any folder in Hugging Face layout")
+    serve.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
+    serve.set_defaults(run=run_serve)
 
 
 def _add_rewards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -196,6 +208,17 @@ def run_generate(options: argparse.Namespace) -> int:
         for piece in generate_text(options.policy, prompt, options):
             print(piece, end="", flush=True)
         print()
+    return 0
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    """`cispo serve`."""
+    from launch.serve import serve
+
+    # A first word like key=value is a setting: the policy may be left out.
+    is_setting = options.policy is not None and "=" in options.policy
+    policy = None if options.policy is None or is_setting else Path(options.policy)
+    serve(policy, [options.policy, *options.overrides] if is_setting else options.overrides)
     return 0
 
 

@@ -51,6 +51,11 @@ def run_training(
         sft_only: stop after the cold start.
         wrap: puts something between the workers and the loop, such as a control that shuffles rewards.
     """
+    if config.engine.server.retokenise:
+        raise ConfigError(
+            "engine.server.retokenise=true is for evaluation only, because the tokens that it makes of a text need not "
+            "be those that were sampled; train with a server that returns token ids."
+        )
     folder = Path(config.runs_folder) / config.name
     checkpoints = FolderCheckpoints(folder / "checkpoints", config.checkpoints)
     deaths_at: list[list[int]] = []
@@ -157,6 +162,8 @@ def check_machine(config: RunConfig) -> None:
         check_layout(policy.config, config.learner.layout, config.learner.num_ranks)
     if config.rewards.custom:
         CustomReward(config.rewards.custom)
+    if config.engine.is_custom:
+        build.custom_engine(config.engine.kind)
 
 
 def check_device(device: str) -> None:

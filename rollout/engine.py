@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cispo.errors import CispoError, ConfigError, InvalidRequest, WeightSyncError
+from cispo.errors import CispoError, InvalidRequest, WeightSyncError
 from cispo.protocols import ModelState
 from cispo.types import Floats, Ints, StopReason
 from model import HybridCache, HybridLM, ModelError
 from model.checkpoint import check_weights, load_weights
 from model.replay import with_blanks
+from rollout.engine_config import EngineConfig
 from rollout.engine_protocol import Completion, Engine, Request, TokenIds
 from rollout.prompt_reader import PromptReader, Reading
 from rollout.sampling import Sampling
@@ -37,43 +38,8 @@ from rollout.stopping import FAILED, REASONS, STOP, RuleState, initial_state
 __all__ = ["Completion", "Engine", "EngineConfig", "HybridEngine", "Request"]
 
 
-STALE_STATES = ("keep", "recompute")
 STATE_VERSION = "version"
 """Beside the arrays of a state that a completion carries: the weights that computed it."""
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """Size of the engine.
-
-    Attributes:
-        num_slots: sequences sampled at the same time.
-        max_length: tokens of the longest sequence, prompt included.
-        prefill_tokens: prompt tokens per forward pass; a longer prompt is prefilled in pieces of that size, one a
-            step.
-        stale_states: what new weights do to sequences under way: "keep" goes on over states and keys that the older
-            weights computed; "recompute" reads their tokens again, so that every token is sampled from one policy.
-    """
-
-    num_slots: int = 64
-    max_length: int = 2048
-    prefill_tokens: int = 8192
-    stale_states: str = "keep"
-
-    def __post_init__(self) -> None:
-        faults = [
-            f"engine.{name} must be at least {least}, got {value}"
-            for name, value, least in (
-                ("num_slots", self.num_slots, 1),
-                ("max_length", self.max_length, 2),
-                ("prefill_tokens", self.prefill_tokens, 1),
-            )
-            if value < least
-        ]
-        if self.stale_states not in STALE_STATES:
-            faults.append(f"engine.stale_states must be one of {', '.join(STALE_STATES)}, got {self.stale_states!r}")
-        if faults:
-            raise ConfigError(*faults)
 
 
 @dataclass
@@ -248,6 +214,17 @@ class HybridEngine:
         finally:
             self.cancel([request_id])
 
+    def since(self, seen: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], tuple[Ints, Floats, Ints]]:
+        """What running sequences have beyond their first `seen[request id, member]` tokens: token ids,
+        log-probabilities and versions (-1 where forced). Those that `seen` does not name are left out.
+        """
+        sitting = {(occupant.request_id, occupant.member): slot for slot, occupant in self._slots.occupied()}
+        return {
+            key: self._slots.read(slot, seen[key])
+            for key, slot in sitting.items()
+            if key in seen and self._slots.has_begun(slot)
+        }
+
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights between two steps.
 
@@ -273,7 +250,7 @@ class HybridEngine:
 
     @torch.inference_mode()
     def logp(self, token_ids: Ints) -> Floats:
-        """See `Engine.logp`. The first token is prefilled, the others are decoded, in a cache of their own."""
+        """See `ComputesLogp`. The first token is prefilled, the others are decoded, in a cache of their own."""
         tokens_T = torch.from_numpy(token_ids).to(self._cache.length_S.device)
         weight = next(self._lm.parameters())
         cache = HybridCache(self._lm.config, 1, len(tokens_T), device=weight.device, dtype=weight.dtype)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -143,15 +143,20 @@ class Engine(Protocol):
     def load_weights(self, weights: WeightStream, version: int) -> None:
         """Replace the weights between two steps; sequences under way go on with the new ones."""
 
+    def snapshot(self, request_id: str) -> ModelState:
+        """All that `resume` needs to go on with a request; the request itself goes on here unless cancelled."""
+
+    def resume(self, state: ModelState) -> None:
+        """Queue a request exactly where `snapshot` saw it."""
+
+
+@runtime_checkable
+class ComputesLogp(Protocol):
+    """An engine that can also be asked what it thinks of a given text: so learner and worker can be compared."""
+
     def logp(self, token_ids: Ints) -> Floats:
         """float32 [T]: log-probability at temperature 1 of each token given those before it, NaN for the first.
 
         By the code that samples, and without touching any request. Optional: an engine that cannot say so lacks the
         method, and a weight sync then cannot compare what it computes with the learner.
         """
-
-    def snapshot(self, request_id: str) -> ModelState:
-        """All that `resume` needs to go on with a request; the request itself goes on here unless cancelled."""
-
-    def resume(self, state: ModelState) -> None:
-        """Queue a request exactly where `snapshot` saw it."""

@@ -11,12 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from cispo.errors import WeightSyncError
-from cispo.types import Floats, Ints
 from rollout.broadcast import Invitation, Listener
 from rollout.canary import check_canary
 from rollout.changed_bytes import Changes, apply_changes
 from rollout.checksum import copy_with_checksum
-from rollout.engine_protocol import Engine
+from rollout.engine_protocol import ComputesLogp, Engine
 from rollout.weight_memory import WeightMemory
 from rollout.weight_package import Manifest, TensorRecord, WeightPackage, check_arrays, check_found, record_of
 
@@ -114,12 +113,6 @@ class Receiver:
         return self._memory
 
     def _check(self, manifest: Manifest) -> float | None:
-        logp = getattr(self._engine, "logp", None)
-        if manifest.canary is None or logp is None:
+        if manifest.canary is None or not isinstance(self._engine, ComputesLogp):
             return None
-
-        def logp_of(token_ids: Ints) -> Floats:
-            found: Floats = logp(token_ids)
-            return found
-
-        return check_canary(manifest.canary, logp_of, manifest.version)
+        return check_canary(manifest.canary, self._engine.logp, manifest.version)

@@ -120,13 +120,15 @@ class Slots:
         """What `go_on` needs, given the model's state of the slot; the sequence stays."""
         return PausedSequence(cache, self._rules.state(slot), *self.read(slot))
 
-    def read(self, slot: int) -> tuple[Ints, Floats, Ints]:
-        """Copies of what the sequence was given: token ids, log-probabilities, versions (-1 where forced)."""
+    def read(self, slot: int, first: int = 0) -> tuple[Ints, Floats, Ints]:
+        """Copies of what the sequence was given from token number `first` on: token ids, log-probabilities, versions
+        (-1 where forced).
+        """
         num = self._num_S[slot]
         return (
-            self._token_ST[slot, :num].copy(),
-            self._logp_ST[slot, :num].copy(),
-            self._version_ST[slot, :num].copy(),
+            self._token_ST[slot, first:num].copy(),
+            self._logp_ST[slot, first:num].copy(),
+            self._version_ST[slot, first:num].copy(),
         )
 
     def new_tokens(self, slot: int, first: int) -> Ints:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from tests.launch.serving import Serving
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes that a test starts must count as this one does
 
@@ -70,3 +71,25 @@ def whole_run(tmp_path_factory, small) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     assert main(["train", *small(runs, "name=whole")]) == 0
     return runs / "whole"
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory) -> Callable[..., Serving]:
+    """serve(*words): a running `cispo serve`, which the session ends at the latest."""
+    started: list[Serving] = []
+
+    def start(*words: str) -> Serving:
+        started.append(Serving(tmp_path_factory.mktemp("serving"), *words))
+        return started[-1]
+
+    yield start
+    for serving in started:
+        if serving.process.poll() is None:
+            serving.process.kill()
+            serving.process.wait()
+
+
+@pytest.fixture(scope="session")
+def chain_server(serve) -> Serving:
+    """A server of the chain task's policy, for tests that give it the weights that they need."""
+    return serve("task=chain")

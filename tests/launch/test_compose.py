@@ -12,6 +12,7 @@ from launch.cli import main
 from launch.compose import GROUPS, choices, compose, load_config, save_config
 
 NEEDED = {
+    "engine=openai": ["engine.server.urls=[http://10.0.0.7:8800]"],
     "model=pretrained": ["model.path=/some/folder"],
     "sandbox=remote": ["sandbox.remote.urls=[http://10.0.0.7:8700]"],
     "task=files": ["task.files.mine.path=/some/file.jsonl", "sft.steps=0"],

@@ -237,7 +237,7 @@ def test_new_weights_take_over_between_two_steps_and_each_token_records_its_vers
 def test_recomputed_states_are_those_of_the_new_weights(prefill_tokens):
     """What follows is what an engine of the new weights says after the same tokens; kept states say something else."""
     new = make_lm(1)
-    weights = [(name, weight.numpy().copy()) for name, weight in stream_weights(new)]
+    weights = [(name, weight.clone()) for name, weight in stream_weights(new)]
     after: dict[str, list] = {}
     for stale_states in ("keep", "recompute"):
         engine = make_engine(make_lm(0), num_slots=3, prefill_tokens=prefill_tokens, stale_states=stale_states)
