@@ -124,7 +124,7 @@ def test_new_weights_reach_requests_under_way_and_each_token_tells_its_version(b
     [[here_now]] = here.generate([PROMPT], Sampling(max_new_tokens=30), seed=2)
     assert there_now.token_ids.tolist() == here_now.token_ids.tolist()
     with pytest.raises(WeightSyncError, match="nobody is unknown"):
-        there.load_weights(iter([("nobody", np.zeros(3, dtype=np.float32))]), 8)
+        there.load_weights(iter([("nobody", torch.zeros(3))]), 8)
     assert there.version == 7
 
 
@@ -328,7 +328,7 @@ def test_what_no_server_could_sample_is_refused_before_it_is_sent(fake, engine_a
 
 def test_new_weights_need_a_folder_where_the_server_is_not_ours(fake, engine_at):
     with pytest.raises(WeightSyncError, match="engine.server.weights_folder"):
-        engine_at(fake()).load_weights(iter([("a", np.zeros(3, dtype=np.float32))]), 1)
+        engine_at(fake()).load_weights(iter([("a", torch.zeros(3))]), 1)
 
 
 class Letters:
