@@ -125,8 +125,8 @@ class Station:
             self._loading = weights.version
             package = weights.publication.whole() if self._needs_whole else weights.publication.package
             self._open("load_weights", lambda: self.worker.beside("load_weights", package, weights.version))
-        if self.version is None:
-            return
+        if self.version is None and weights is not None:
+            return  # without any wish for weights it samples with those that it was made with
         if self.unsent and "submit" not in self.calls:
             requests, self.unsent = self.unsent, []
             self._open("submit", lambda: self.worker.call("submit", requests))
@@ -150,7 +150,7 @@ class Station:
         self.unsent = [request for request in self.unsent if request.index not in indices]
         for index in indices:
             self.assigned.pop(index, None)
-        if self.is_up and self.version is not None:
+        if self.is_up:
             self._open(f"cancel {indices}", lambda: self.worker.call("cancel", indices))
 
     def _open(self, method: str, make: Callable[[], Future[Any]]) -> None:

@@ -11,7 +11,7 @@ from types import TracebackType
 
 
 class Turnstile:
-    """A context manager: one thread is inside at a time, in the order in which they came, all but."""
+    """A context manager: one thread is inside at a time, and none goes in again before one that waits."""
 
     def __init__(self) -> None:
         self._next = threading.Lock()  # held by the one that waits, so that who just left cannot overtake it

@@ -343,6 +343,15 @@ def test_a_prompt_that_cannot_be_sampled_is_left_out_and_told(caplog):
     assert "prompt v could not be evaluated: no luck" in caplog.text
 
 
+def test_workers_that_were_made_with_a_policy_sample_without_a_publish():
+    """As in an evaluation of its own: nobody publishes anything."""
+    worker = Worker("a")
+    worker.version = 7
+    service = RolloutService([worker], Counter(), Draw(seed=1, group_size=2, max_new_tokens=8), RolloutConfig())
+    groups = service.sample(prompts_for_evaluation(), num_samples=1, greedy=True)
+    assert [group.prompt.id for group in groups] == ["u", "v", "w"]
+
+
 def test_nothing_to_sample_is_nothing():
     assert service_of(Worker("a")).sample([], num_samples=1, greedy=True) == []
 
