@@ -146,7 +146,7 @@ class OpenAIEngine(SteppedEngine):
         """Take in what paused servers have sent, and end the calls to them: what comes later is of other weights."""
         end = time.monotonic() + _CUT_SECONDS
         while any(call.site in sites for call in self._calls) and time.monotonic() < end:
-            self._gather()
+            self._go_on()
         for call in [call for call in self._calls if call.site in sites]:
             call.was_aborted = True
             call.stream.close()
@@ -181,13 +181,13 @@ class OpenAIEngine(SteppedEngine):
             self._waiting.extend(_Call([growing], is_first=False, deadline=deadline) for growing in members)
         self._start_calls()
 
-    def _give_up(self, gone: Sequence[UnderWay]) -> None:
+    def _drop(self, gone: Sequence[UnderWay]) -> None:
         self._waiting = deque(call for call in self._waiting if any(self._open_members(call)))
         for call in self._calls:
             if not any(self._open_members(call)):
                 call.stream.close()
 
-    def _gather(self) -> None:
+    def _go_on(self) -> None:
         """Take in all news, after waiting for some if nothing has ended yet."""
         self._start_calls()
         may_wait = bool(self._requests) and not self._ended

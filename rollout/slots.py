@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cispo.types import Floats, Ints
+from rollout.engine_protocol import Request
 from rollout.sampling import Drawing, Sampling, SamplingBatch, stream_key
 from rollout.snapshot import PausedSequence
 from rollout.stopping import RUNNING, RuleState, StopRules
@@ -27,10 +28,8 @@ from rollout.stopping import RUNNING, RuleState, StopRules
 class Occupant:
     """Who sits in a slot: one member of a request."""
 
-    request_id: str
+    request: Request
     member: int
-    seed: int
-    sampling: Sampling
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,8 @@ class Slots:
     def begin(self, slots: Sequence[int], states: Sequence[RuleState]) -> None:
         """Start the sequences that were just seated in `slots`."""
         occupants = [self.occupant(slot) for slot in slots]
-        samplings = [occupant.sampling for occupant in occupants]
-        keys = [stream_key(occupant.seed, occupant.member) for occupant in occupants]
+        samplings = [occupant.request.sampling for occupant in occupants]
+        keys = [stream_key(occupant.request.seed, occupant.member) for occupant in occupants]
         slots_N = torch.tensor(slots, device=self._device)
         self._samplings.put(slots_N, SamplingBatch.of(samplings, keys, self._device))
         self._rules.assign(slots_N, samplings, states)

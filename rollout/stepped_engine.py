@@ -6,17 +6,18 @@ to read prompt + tokens anew (rollout/continuation.py). A subclass says how samp
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from cispo.errors import CispoError, InvalidRequest
+from cispo.errors import InvalidRequest
 from cispo.protocols import ModelState
-from cispo.types import StopReason
+from cispo.types import Ints, StopReason
 from rollout.continuation import Growing
-from rollout.engine_protocol import Completion, Request, TokenIds
+from rollout.engine_calls import EngineCalls
+from rollout.engine_protocol import Request
 from rollout.sampling import Sampling
 from rollout.snapshot import PausedRequest
 
@@ -29,7 +30,7 @@ class UnderWay:
     members: dict[int, Growing]
 
 
-class SteppedEngine(ABC):
+class SteppedEngine(EngineCalls):
     """The methods of `Engine`, but for `load_weights`.
 
     Args:
@@ -39,12 +40,11 @@ class SteppedEngine(ABC):
     """
 
     def __init__(self, vocab_size: int, max_length: int, version: int) -> None:
+        super().__init__()
         self._vocab_size = vocab_size
         self._max_length = max_length
         self._version = version
         self._requests: dict[str, UnderWay] = {}
-        self._ended: list[Completion] = []
-        self._num_generate_calls = 0
 
     @property
     def version(self) -> int:
@@ -68,60 +68,9 @@ class SteppedEngine(ABC):
         for request in accepted.values():
             self._queue(request, {member: Growing(request, member) for member in range(request.num_samples)})
 
-    def step(self) -> list[Completion]:
-        """Go on for a moment; returns the sequences that ended."""
-        self._gather()
-        ended, self._ended = self._ended, []
-        return ended
-
-    def cancel(self, request_ids: Iterable[str]) -> None:
-        """Forget these requests, running or waiting; unknown ids are ignored."""
-        gone = set(request_ids)
-        self._give_up([under_way for id in gone if (under_way := self._requests.pop(id, None)) is not None])
-        self._ended = [completion for completion in self._ended if completion.request_id not in gone]
-
-    def generate(
-        self, prompts: Sequence[TokenIds], sampling: Sampling, seed: int = 0, num_samples: int = 1
-    ) -> list[list[Completion]]:
-        """Sample every prompt `num_samples` times and wait; result [prompt][member]. Prompt i has seed `seed + i`.
-
-        Requests submitted before go on meanwhile; the next `step` returns those that ended.
-        """
-        self._num_generate_calls += 1
-        ids = [f"generate/{self._num_generate_calls}/{i}" for i in range(len(prompts))]
-        self.submit(
-            Request(id, prompt if isinstance(prompt, np.ndarray) else tuple(prompt), num_samples, seed + i, sampling)
-            for i, (id, prompt) in enumerate(zip(ids, prompts, strict=True))
-        )
-        found: dict[str, list[Completion]] = {id: [] for id in ids}
-        others: list[Completion] = []
-        while any(len(members) < num_samples for members in found.values()):
-            for completion in self.step():
-                found.get(completion.request_id, others).append(completion)
-        self._ended = others + self._ended
-        return [sorted(members, key=lambda completion: completion.member) for members in found.values()]
-
-    def stream(self, request: Request) -> Iterator[int]:
-        """The new token ids of a request with one sample, as they come. Closing the iterator early cancels it.
-
-        Raises InvalidRequest as `submit` does, and CispoError when the request fails.
-        """
-        if request.num_samples != 1:
-            raise InvalidRequest(f"A streamed request has one sample, got num_samples={request.num_samples}.")
-        self.submit([request])
-        num_sent = 0
-        try:
-            while (under_way := self._requests.get(request.id)) is not None:
-                token_ids = under_way.members[0].token_ids[num_sent:]
-                yield from token_ids
-                num_sent += len(token_ids)
-                self._gather()
-            ended = next(completion for completion in self._ended if completion.request_id == request.id)
-            yield from ended.token_ids[num_sent:].tolist()
-            if ended.failed:
-                raise CispoError(f"Request {request.id!r} could not go on: {ended.failed}.")
-        finally:
-            self.cancel([request.id])
+    def is_under_way(self, request_id: str) -> bool:
+        """Some member of the request has not ended."""
+        return request_id in self._requests
 
     def snapshot(self, request_id: str) -> ModelState:
         """All that `resume` needs, here or in another such engine, to go on with a request: its tokens so far.
@@ -153,12 +102,18 @@ class SteppedEngine(ABC):
         """Begin to sample its members, or to go on with them."""
 
     @abstractmethod
-    def _gather(self) -> None:
-        """Go on for a moment: add new tokens to their sequences, and `_end` those that have ended."""
+    def _go_on(self) -> None:
+        """Add new tokens to their sequences, and `_end` those that have ended."""
 
     @abstractmethod
-    def _give_up(self, gone: Sequence[UnderWay]) -> None:
+    def _drop(self, gone: Sequence[UnderWay]) -> None:
         """Stop sampling what was cancelled."""
+
+    def _give_up(self, request_ids: set[str]) -> None:
+        self._drop([gone for id in request_ids if (gone := self._requests.pop(id, None)) is not None])
+
+    def _tokens_since(self, request_id: str, first: int) -> Ints:
+        return np.asarray(self._requests[request_id].members[0].token_ids[first:], dtype=np.int64)
 
     def _check(self, request: Request, under_way: Iterable[str]) -> None:
         faults = request.faults(self._vocab_size, self._max_length)

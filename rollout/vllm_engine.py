@@ -114,7 +114,7 @@ class VllmEngine(SteppedEngine):
             output_kind=self._vllm.sampling_params.RequestOutputKind.DELTA,
         )
 
-    def _gather(self) -> None:
+    def _go_on(self) -> None:
         """One step of vLLM."""
         for output in self._llm.llm_engine.step() if self._running else []:
             growing = self._running.get(output.request_id)
@@ -140,7 +140,7 @@ class VllmEngine(SteppedEngine):
         failed = "" if reason else f"vLLM ended it for the reason {output.finish_reason!r}"
         self._end(growing, reason or StopReason.LENGTH, failed)
 
-    def _give_up(self, gone: Sequence[UnderWay]) -> None:
+    def _drop(self, gone: Sequence[UnderWay]) -> None:
         members = {id(growing) for under_way in gone for growing in under_way.members.values()}
         ids = [name for name, growing in self._running.items() if id(growing) in members]
         self._llm.llm_engine.abort_request(ids)

@@ -112,7 +112,7 @@ def test_new_weights_reach_requests_under_way_and_each_token_tells_its_version(b
     lm = HybridLM(here._lm.config)
     there.submit([Request("a", PROMPT, 4, 1, Sampling(max_new_tokens=100))])
     while not any(growing.token_ids for growing in there._requests["a"].members.values()):
-        there._gather()
+        there._go_on()
     for engine in both:
         engine.load_weights(weights_of(lm), 7)
     assert there.version == 7
@@ -131,7 +131,7 @@ def test_new_weights_reach_requests_under_way_and_each_token_tells_its_version(b
 def test_a_cancelled_request_leaves_the_server(both):
     there, _ = both
     there.submit([Request("long", PROMPT, 8, 1, Sampling(max_new_tokens=120))])
-    there._gather()
+    there._go_on()
     there.cancel(["long", "unknown"])
     assert not there.has_work
     server = there._sites[0].server

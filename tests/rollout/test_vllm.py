@@ -182,7 +182,7 @@ def test_new_weights_take_over_and_every_token_tells_which_sampled_it(engine, mo
     old = engine.version
     engine.submit([Request("a", PROMPT, 4, 1, Sampling(0.7, max_new_tokens=200))])
     while sum(len(growing.token_ids) for growing in engine._requests["a"].members.values()) < 60:
-        engine._gather()
+        engine._go_on()
     engine.load_weights(weights_of(models[1]), old + 1)
     for completion in run(engine):
         assert len(completion.token_ids) == 200 and not completion.failed
@@ -200,7 +200,7 @@ def test_new_weights_take_over_and_every_token_tells_which_sampled_it(engine, mo
 def test_a_request_is_saved_cancelled_and_goes_on_with_its_tokens(engine, models):
     engine.submit([Request("a", PROMPT, 3, 1, Sampling(max_new_tokens=150))])
     while sum(len(growing.token_ids) for growing in engine._requests["a"].members.values()) < 40:
-        engine._gather()
+        engine._go_on()
     state = engine.snapshot("a")
     engine.cancel(["a"])
     assert not engine.has_work
