@@ -145,7 +145,7 @@ def test_a_snapshot_of_either_engine_goes_on_at_the_server_with_its_tokens_kept(
     there, here = both
     sampling = Sampling(max_new_tokens=90)
     begun = {}
-    for name, engine, step in (("there", there, there._gather), ("here", here, here.step)):
+    for name, engine, step in (("there", there, there._go_on), ("here", here, here.step)):
         engine.submit([Request("a", PROMPT, 3, 5, sampling)])
         state = engine.snapshot("a")
         while not any(key.endswith("/token_ids") for key in state.arrays):  # a fast server is soon through
