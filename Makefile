@@ -54,6 +54,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/sandbox_service.py
 	$(BIN)/python benchmarks/async.py
 	$(BIN)/python benchmarks/weight_sync.py
+	$(BIN)/python benchmarks/faults.py
 
 clean:
 	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -130,7 +130,7 @@ class RayHandle:
         remote = ray.remote(num_cpus=0, concurrency_groups={BESIDE: 1} if self._is_worker else None)(resident).options(
             num_gpus=self._num_gpus,
             runtime_env={"env_vars": environment},
-            scheduling_strategy="SPREAD" if self._is_worker else "DEFAULT",
+            scheduling_strategy="SPREAD" if self._is_worker else _near_the_driver(self._num_gpus),
         )
         self._actor = remote.remote(self._make, *self._arguments)
 
@@ -202,6 +202,18 @@ class _Resident:
     def call_for_reference(self, method: str, *arguments: Any) -> tuple[None, Any]:
         """`call` with two results: one that is cheap to wait for, and the value."""
         return None, self.call(method, *arguments)
+
+
+def _near_the_driver(num_gpus: float) -> Any:
+    """Ray's own order of nodes for who needs devices; this node, as long as it is there, for who does not: what there
+    is once then dies with the driver or not at all.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if num_gpus:
+        return "DEFAULT"
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
 def our_error(error: BaseException, name: str) -> BaseException:

@@ -99,6 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add_serve(commands)
     _add_rewards(commands)
+    _add_workers(commands)
 
     report = commands.add_parser("report", help="make runs/<name>/report.html anew")
     report.add_argument("folder", type=Path, help="runs/<name>")
@@ -118,6 +119,17 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     serve.add_argument("policy", nargs="?", help="runs/<name>, its export folder, or any folder in Hugging Face layout")
     serve.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
     serve.set_defaults(run=run_serve)
+
+
+def _add_workers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    workers = commands.add_parser(
+        "workers",
+        help="give a run under way more rollout workers, or fewer",
+        description="New workers begin when they have started; one that leaves first finishes what it has.",
+    )
+    workers.add_argument("folder", type=Path, help="runs/<name>")
+    workers.add_argument("number", type=int, help="of workers that the run is to have from now on")
+    workers.set_defaults(run=run_workers)
 
 
 def _add_rewards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -219,6 +231,16 @@ def run_serve(options: argparse.Namespace) -> int:
     is_setting = options.policy is not None and "=" in options.policy
     policy = None if options.policy is None or is_setting else Path(options.policy)
     serve(policy, [options.policy, *options.overrides] if is_setting else options.overrides)
+    return 0
+
+
+def run_workers(options: argparse.Namespace) -> int:
+    """`cispo workers`."""
+    from launch.fleet_size import ask_for_workers
+
+    ask_for_workers(options.folder, options.number)
+    workers = "1 worker" if options.number == 1 else f"{options.number} workers"
+    print(f"{options.folder} is to go on with {workers}; perf/workers in its metrics says when it does.")
     return 0
 
 

@@ -21,7 +21,7 @@ from launch.cluster import cluster, wait_until_started
 from launch.compose import compose, load_config
 from launch.sandbox_actors import shared_sandboxes
 from launch.trackers import json_ready, write_atomically
-from launch.train import check_machine, make_service, place_workers
+from launch.train import check_machine, make_service, place_workers, worker_maker
 from model import HybridLM, Tokenizer, load_pretrained
 from model.checkpoint import fingerprint
 from rollout.engine import EngineConfig, HybridEngine, Request
@@ -58,7 +58,7 @@ def evaluate_policy(path: Path, overrides: Sequence[str], output: Path | None) -
     check_machine(config)
     data = build.read_data(config)
     with cluster(config.cluster) as place, shared_sandboxes(config) as sandboxes:
-        workers = place_workers(config, place, sandboxes)
+        workers = place_workers(config, worker_maker(config, place, sandboxes))
         wait_until_started(workers, config.cluster.start_seconds)
         service = make_service(config, data, workers)
         evaluator = HeldOutEvaluator(service, data.held_out, config.evaluation)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from cispo.checkpoint import FolderCheckpoints
@@ -23,6 +24,7 @@ from launch import build
 from launch.actors import Handle
 from launch.build import Data
 from launch.cluster import Place, cluster, wait_until_started
+from launch.fleet_size import FleetSize, worker_name
 from launch.learner_ranks import LearnerDied, LearnerRanks, RankHost
 from launch.report import write_report
 from launch.run_folder import check_folder, one_driver, resume_hint, saved_config
@@ -33,11 +35,22 @@ from launch.weight_sync import VerifiedSync
 from model.layout_faults import check_layout
 from rewards.custom import CustomReward
 from rollout.service import Draw, RolloutService
+from rollout.worker_pool import WorkerPool
 
 log = logging.getLogger(__name__)
 
 
 Wrap = Callable[[RolloutService], RolloutSource]
+MakeWorker = Callable[[str], Handle]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The parts of a run that live in places of their own, and the way to another worker."""
+
+    learner: LearnerRanks
+    workers: list[Handle]
+    make_worker: MakeWorker
 
 
 def run_training(
@@ -128,24 +141,25 @@ def open_run_trackers(config: RunConfig, folder: Path, checkpoints: FolderCheckp
 def make_parts(
     config: RunConfig,
     data: Data,
-    placed: tuple[LearnerRanks, list[Handle]],
+    placed: Placed,
     checkpoints: FolderCheckpoints,
     tracker: Trackers,
     wrap: Wrap,
 ) -> Parts:
     """Everybody who takes part, from the learner and the workers that were placed."""
-    learner, workers = placed
-    service = make_service(config, data, workers)
+    folder = Path(config.runs_folder) / config.name
+    fleet = FleetSize(folder, len(placed.workers), placed.make_worker)
+    service = make_service(config, data, placed.workers, adjust=fleet.adjust)
     return Parts(
-        learner=learner,
+        learner=placed.learner,
         rollouts=wrap(service),
-        weights=VerifiedSync(learner, service, config.sync, config.cluster.num_workers),
+        weights=VerifiedSync(placed.learner, service, config.sync, lambda: service.num_receivers),
         checkpoints=checkpoints,
-        evaluator=HeldOutEvaluator(service, data.held_out, config.evaluation, probe=learner.probe),
+        evaluator=HeldOutEvaluator(service, data.held_out, config.evaluation, probe=placed.learner.probe),
         tracker=tracker,
         decode=data.tokenizer.decode,
         records_per_step=config.tracking.rollouts_per_step,
-        evidence=Path(config.runs_folder) / config.name / "nonfinite",
+        evidence=folder / "nonfinite",
     )
 
 
@@ -178,7 +192,7 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def place_parts(config: RunConfig, place: Place, sandboxes: SandboxActors | None) -> tuple[LearnerRanks, list[Handle]]:
+def place_parts(config: RunConfig, place: Place, sandboxes: SandboxActors | None) -> Placed:
     """The learner's ranks and the workers, started."""
     # One process may choose among all devices of its node; several get one each, which they then see as the only one.
     num_gpus = 1 if config.learner.num_ranks > 1 and config.learner.device.startswith("cuda") else 0
@@ -186,27 +200,34 @@ def place_parts(config: RunConfig, place: Place, sandboxes: SandboxActors | None
         place(f"learner-{rank}", RankHost, build.make_learner, config, rank, num_gpus=num_gpus)
         for rank in range(config.learner.num_ranks)
     ]
-    workers = place_workers(config, place, sandboxes)
+    make_worker = worker_maker(config, place, sandboxes)
+    workers = place_workers(config, make_worker)
     seconds = config.cluster.start_seconds
     wait_until_started([*ranks, *workers], seconds)
     learner = LearnerRanks(ranks, config.learner, deadline_seconds=config.cluster.update_seconds)
     learner.join(seconds)
-    return learner, workers
+    return Placed(learner, workers, make_worker)
 
 
-def place_workers(config: RunConfig, place: Place, sandboxes: SandboxActors | None) -> list[Handle]:
-    """The rollout workers, which start in the background."""
-    names = [f"rollout-{i}" for i in range(config.cluster.num_workers)]
-    return [place(name, build.make_worker, config, sandboxes, name, is_worker=True) for name in names]
+def worker_maker(config: RunConfig, place: Place, sandboxes: SandboxActors | None) -> MakeWorker:
+    """Starts a rollout worker of a given name, in the background."""
+    return lambda name: place(name, build.make_worker, config, sandboxes, name, is_worker=True)
 
 
-def make_service(config: RunConfig, data: Data, workers: list[Handle]) -> RolloutService:
+def place_workers(config: RunConfig, make_worker: MakeWorker) -> list[Handle]:
+    """Those that a run begins with."""
+    return [make_worker(worker_name(number)) for number in range(config.cluster.num_workers)]
+
+
+def make_service(
+    config: RunConfig, data: Data, workers: list[Handle], *, adjust: Callable[[WorkerPool], None] | None = None
+) -> RolloutService:
     """The driver's side of the rollouts."""
     draw = Draw(config.seed, config.group_size, config.sampling.max_new_tokens, config.max_staleness)
     in_flight = config.rollout.in_flight or config.engine.num_slots + config.group_size
     rollout = dataclasses.replace(config.rollout, in_flight=in_flight)
     in_background = config.max_staleness > 0 and config.cluster.kind != "inline"
-    return RolloutService(workers, data.prompts, draw, rollout, in_background=in_background)
+    return RolloutService(workers, data.prompts, draw, rollout, in_background=in_background, adjust=adjust)
 
 
 def warm_up(config: RunConfig, data: Data, parts: Parts) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cispo.protocols import RolloutSource
@@ -22,10 +22,12 @@ class VerifiedSync:
         learner: its ranks.
         rollouts: give the package to the workers.
         config: which transport.
-        num_workers: that a broadcast waits for.
+        num_workers: tells how many a broadcast is to wait for.
     """
 
-    def __init__(self, learner: LearnerRanks, rollouts: RolloutSource, config: SyncConfig, num_workers: int) -> None:
+    def __init__(
+        self, learner: LearnerRanks, rollouts: RolloutSource, config: SyncConfig, num_workers: Callable[[], int]
+    ) -> None:
         self.learner = learner
         self.rollouts = rollouts
         self.config = config
@@ -44,7 +46,7 @@ class VerifiedSync:
             loaded = self.rollouts.load_weights(Publication(package), version)
         else:
             publication = Publication(package, lambda: self.learner.whole_package(version))
-            sending = self.learner.send(self.num_workers) if self.config.transport == "broadcast" else None
+            sending = self.learner.send(self.num_workers()) if self.config.transport == "broadcast" else None
             loaded = self.rollouts.load_weights(publication, version)
             if sending is not None:
                 self._tell(self.learner.sent(sending, version))

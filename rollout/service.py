@@ -70,6 +70,7 @@ class RolloutService:
         draw: what is asked for.
         config: deadlines and limits; `in_flight` is the number itself here, if max_staleness is above 0.
         in_background: keep the workers busy between the calls, too; for workers that are processes.
+        adjust: called every second or so, in between two turns, to add workers to the pool or retire some.
         wait_for: waits until the queue of answers has one, or so many seconds; another may have a clock of its own.
     """
 
@@ -81,6 +82,7 @@ class RolloutService:
         config: RolloutConfig,
         *,
         in_background: bool = False,
+        adjust: Callable[[WorkerPool], None] | None = None,
         wait_for: WaitFor = first_answer,
     ) -> None:
         self.draw = draw
@@ -93,6 +95,7 @@ class RolloutService:
         self._samples: dict[int, Group | str] = {}
         self._may_advance = True
         self._window_began = time.monotonic()
+        self._adjust = adjust
         self._wait_for = wait_for
         self._look_again_at = 0.0
         # All of the above is touched with the lock held, by one turn after the other.
@@ -151,6 +154,12 @@ class RolloutService:
             self.pool.publish(Weights(publication, version))
         self._wait_until(lambda: self.pool.have_weights(also_starting=not self.draw.max_staleness))
         return [station.loaded for station in self.pool.stations if station.loaded is not None]
+
+    @property
+    def num_receivers(self) -> int:
+        """Workers that `load_weights` would wait for now."""
+        with self._changed:
+            return sum(station.is_up or not self.draw.max_staleness for station in self.pool.stations)
 
     def save(self, folder: Path) -> None:
         """Write the cursor and every group that was drawn and not taken, with what there is of it."""
@@ -242,6 +251,8 @@ class RolloutService:
             if time.monotonic() > self._look_again_at:
                 self._look_again_at = time.monotonic() + min(TURN_SECONDS, self.config.deadline_seconds / 10)
                 self.pool.check_deadlines()
+                if self._adjust:
+                    self._adjust(self.pool)
             self._order()
             self._changed.notify_all()
 

@@ -73,6 +73,7 @@ class Station:
         is_up: it has answered since it was (re)started.
         is_cut: its sequences are put aside until the next weights.
         is_leaving: it gets nothing more, and goes when it is done.
+        has_left: it has gone, and its last answers mean nothing.
         num_left: trajectories that it still has to sample, as far as is known here.
         calls: the open calls by method.
         begun: what it had of its groups when it was asked for a snapshot; None before it answered.
@@ -87,6 +88,7 @@ class Station:
     is_up: bool = False
     is_cut: bool = False
     is_leaving: bool = False
+    has_left: bool = False
     num_left: int = 0
     calls: dict[str, Call] = field(default_factory=dict)
     begun: dict[int, Begun] | None = None

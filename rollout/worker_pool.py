@@ -91,6 +91,11 @@ class WorkerPool:
         for worker in workers:
             self.add(worker)
 
+    @property
+    def staying(self) -> list[Station]:
+        """Those that get more to do, in the order in which they came."""
+        return [station for station in self.stations if not station.is_leaving] or self.stations
+
     def add(self, worker: WorkerHandle) -> None:
         """Another worker, which begins when it has started and has weights."""
         station = Station(worker, lambda station: self.answers.put(station))
@@ -110,18 +115,19 @@ class WorkerPool:
     def spread(self, requests: Sequence[GroupRequest]) -> None:
         """Each request to the worker with the fewest groups, whether it is up or not."""
         for request in requests:
-            self.give(min(self._staying(), key=lambda station: len(station.assigned)), request)
+            self.give(min(self.staying, key=lambda station: len(station.assigned)), request)
 
     def least_loaded(self, most: int) -> Station | None:
         """The worker with the fewest trajectories to sample of those that are up and have fewer than `most`."""
-        able = [s for s in self._staying() if s.num_left < most and s.is_up and s.version is not None]
+        able = [s for s in self.staying if s.num_left < most and s.is_up and s.version is not None]
         return min(able, key=lambda station: station.num_left, default=None)
 
     def retire(self, name: str) -> None:
         """That worker gets nothing more and goes when it has finished what it has."""
         log.info("%s leaves when it is done", name)
-        for station in self.stations:
-            station.is_leaving |= station.name == name
+        for station in [station for station in self.stations if station.name == name]:
+            station.is_leaving = True
+            self._let_go(station)
 
     def order(self) -> None:
         """Open every call that is due."""
@@ -142,7 +148,7 @@ class WorkerPool:
         """
         groups: list[Group] = []
         failed: dict[int, str] = {}
-        for station in answered:
+        for station in [station for station in answered if not station.has_left]:
             self._to_order.add(station)
             was_up = station.is_up
             try:
@@ -201,12 +207,10 @@ class WorkerPool:
             station.begun = None
         return begun
 
-    def _staying(self) -> list[Station]:
-        return [station for station in self.stations if not station.is_leaving] or self.stations
-
     def _let_go(self, station: Station) -> None:
         if station.is_leaving and not station.assigned and len(self.stations) > 1:
             self.stations.remove(station)
+            station.has_left = True
             self._to_order.discard(station)
             station.worker.stop()
             log.info("%s has left", station.name)
@@ -228,7 +232,7 @@ class WorkerPool:
         station.restart()
         self._to_order.add(station)
         self._last_progress = time.monotonic()
-        others = [other for other in self._staying() if other is not station and other.is_up]
+        others = [other for other in self.staying if other is not station and other.is_up]
         for request in requests:
             self.give(min(others or [station], key=lambda other: other.num_left), request)
 

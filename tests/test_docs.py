@@ -68,7 +68,7 @@ def test_a_command_line_of_the_pages_is_understood(command):
     program, *arguments = shlex.split(command)
     options = make_parser().parse_args(arguments)
     assert program == "cispo"
-    if not getattr(options, "resume", None):
+    if hasattr(options, "overrides") and not getattr(options, "resume", None):
         assert isinstance(compose(options.overrides), RunConfig)
 
 

@@ -101,7 +101,7 @@ def test_deaths_and_deadlines_say_who_waited_for_whom():
     with pytest.raises(DeadlineExceeded, match=r"driver waited 0.1 s for learner-0 to sleep.*cluster.update_seconds"):
         slow._all("sleep")
     with pytest.raises(DeadlineExceeded, match=r"driver waited 0.1 s for learner-0 to pack the weights of version 3"):
-        VerifiedSync(slow, None, SyncConfig(), 1).publish(None, version=3)
+        VerifiedSync(slow, None, SyncConfig(), lambda: 1).publish(None, version=3)
     with pytest.raises(DeadlineExceeded, match=r"driver waited 0 s for learner-0 to start.*cluster.start_seconds"):
         wait_until_started([handle], 0)
     os.kill(pid, signal.SIGKILL)
@@ -109,7 +109,7 @@ def test_deaths_and_deadlines_say_who_waited_for_whom():
         handle.call("get").result(timeout=60)
     with pytest.raises(LearnerDied, match=r"^The process of learner-0 died .* pack the weights of version 4"):
         learner = LearnerRanks([handle], LearnerConfig(), deadline_seconds=60)
-        VerifiedSync(learner, None, SyncConfig(), 1).publish(None, version=4)
+        VerifiedSync(learner, None, SyncConfig(), lambda: 1).publish(None, version=4)
     handle.stop()
 
 

@@ -46,7 +46,7 @@ class Worker:
         self.pace, self.flat, self.failing, self.dies_in = list(pace), set(flat), set(failing), list(dies_in)
         self.last_first, self.silent = last_first, silent
         self.queue, self.version = [], None
-        self.seen, self.num_restarts = [], 0
+        self.seen, self.num_restarts, self.has_left = [], 0, False
 
     def started(self):
         return self.call("start")
@@ -72,6 +72,10 @@ class Worker:
         except Exception as error:
             future.set_exception(error)
         return future
+
+    def stop(self):
+        assert not self.queue, f"{self.name} was ended with work to do"
+        self.has_left = True
 
     def restart(self):
         self.queue, self.version, self.silent = [], None, False
@@ -223,6 +227,41 @@ def test_work_is_kept_ahead_and_nothing_stale_is_ever_taken(staleness):
         assert "stale" not in harvest.dropped, "more was drawn ahead than max_staleness steps can use"
         assert all(step - staleness <= group.oldest_version <= step for group in harvest.groups)
         assert len(untaken(service)) == 4 * staleness, "the workers have max_staleness steps of groups ahead of them"
+
+
+@given(
+    staleness=st.integers(0, 2),
+    changes=st.lists(st.integers(1, 4), min_size=6, max_size=6),
+    pace=st.lists(st.integers(0, 2), max_size=6),
+)
+@settings(deadline=None)
+def test_workers_join_and_leave_and_no_group_is_lost(staleness, changes, pace):
+    workers, taken = [Worker("rollout-0", pace=pace)], []
+    service = service_of(*workers, staleness=staleness)
+    for step, wanted in enumerate(changes):
+        service.load_weights("package", step)
+        for _ in range(wanted - len(service.pool.staying)):
+            workers.append(Worker(f"rollout-{len(workers)}", pace=pace))
+            service.pool.add(workers[-1])
+        for station in service.pool.staying[wanted:]:
+            service.pool.retire(station.name)
+        taken += [group.index for group in take(service, 4, step, staleness).seen]
+        assert len(service.pool.staying) == wanted
+    assert len(set(taken)) == len(taken)
+    assert sorted([*taken, *untaken(service)]) == list(range(service._ledger.next_index)), "a prompt was lost"
+    up = {station.worker for station in service.pool.stations}
+    assert all(worker in up or worker.has_left for worker in workers)
+
+
+def test_a_worker_without_work_leaves_at_once_and_the_last_one_stays():
+    a, b = Worker("a"), Worker("b", dies_in=["snapshot"])
+    service = service_of(a, b)
+    service.pool.order_snapshots()
+    service.pool.retire("b")
+    assert b.has_left and [station.name for station in service.pool.stations] == ["a"]
+    service.pool.retire("a")
+    assert not a.has_left and len(take(service).groups) == 4
+    assert b.num_restarts == 0, "the answer of one that has left was taken for a death"
 
 
 def test_workers_sample_ahead_while_the_learner_learns():
