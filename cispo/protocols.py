@@ -110,9 +110,9 @@ class Learner(Protocol):
     def weights(self) -> WeightStream:
         """The present weights, in the checkpoint's names."""
 
-    def text_logp(self, token_ids: Ints) -> Floats | None:
+    def text_logp(self, token_ids: Ints) -> Floats:
         """float32 [T]: log-probability, with the present weights and at temperature 1, of each token given those
-        before it; NaN for the first. None if this learner cannot compute it outside an update.
+        before it, computed as in an update; NaN for the first.
         """
 
     def probe(self, trajectory: Trajectory) -> Mapping[str, float]:

@@ -167,9 +167,9 @@ class LearnerRanks:
         tensors: WeightStream = packages[0].tensors()
         return tensors
 
-    def text_logp(self, token_ids: Ints) -> Floats | None:
+    def text_logp(self, token_ids: Ints) -> Floats:
         """See Learner."""
-        found: Floats | None = self._all("text_logp", token_ids)
+        found: Floats = self._all("text_logp", token_ids)
         return found
 
     def package(self, version: int) -> Any:

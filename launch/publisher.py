@@ -99,7 +99,7 @@ class Publisher:
     def _sing(self) -> Canary | None:
         """What the learner computes with the present weights."""
         logp = [self._call("text_logp", prompt) for prompt in self._prompts]
-        if not logp or logp[0] is None:
+        if not logp:
             return None
         return Canary(self._prompts, tuple(logp), self._tolerance)
 

@@ -65,7 +65,5 @@ class VerifiedSync:
             metrics["sync/canary_logp_diff_max"] = max(differences)
         elif self.config.canary_tokens and not self._has_told:
             self._has_told = True
-            log.warning(
-                "the canary is left out: this learner or this engine cannot compute log-probabilities of a given text."
-            )
+            log.warning("the canary is left out: this engine cannot compute log-probabilities of a given text.")
         return metrics

@@ -12,6 +12,7 @@ from cispo.learner.config import LearnerConfig
 from cispo.learner.policy import Policy
 from cispo.learner.ranks import Ranks
 from cispo.learner.row import RowOutput, learnt_logp, objective, replay_metrics, with_balance
+from cispo.learner.shards import gather_logp, text_row
 from cispo.learner.shared import SharedLearner
 from cispo.metrics import Metric, merge_all
 from cispo.optimizer import OptimizerConfig
@@ -106,8 +107,11 @@ class MegatronLearner(SharedLearner):
     def _stream(self) -> Stream:
         return self.parallel.stream(only_first_rank=True)
 
-    def _text_logp(self, tokens_T: torch.Tensor) -> None:
-        """Nothing: the schedules here make updates only (docs/weight_sync.md)."""
+    def _text_logp(self, tokens_T: torch.Tensor) -> torch.Tensor:
+        """As a row that all ranks have; each knows some of it, or nothing if it is not of the last stage."""
+        batch = PackedBatch((text_row(tokens_T.cpu().numpy()),))
+        told = self.ranks.gather(tuple(self._logp(batch, temperature=1.0)))
+        return torch.from_numpy(gather_logp(batch, [told])[0][1:])
 
     def probe(self, trajectory: Trajectory) -> dict[str, float]:
         """Nothing: these stages do not sample, so there is no second side to compare with token by token."""

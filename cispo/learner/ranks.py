@@ -5,11 +5,14 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from cispo.metrics import Metric, merge_all
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,16 @@ class Ranks:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def gather(self, mine: T) -> list[T]:
+        """What every rank has, in their order, on each of them."""
+        told = [mine] * self.num_ranks
+        if self.num_ranks > 1:
+            dist.all_gather_object(told, mine)
+        return told
+
     def merge(self, loss: float, metrics: Mapping[str, Metric]) -> tuple[float, Mapping[str, Metric]]:
         """The sum of all ranks' losses and their metrics merged, the same on each rank to the last bit."""
         if self.num_ranks == 1:
             return loss, metrics
-        told: list[tuple[float, Mapping[str, Metric]]] = [(0.0, {})] * self.num_ranks
-        dist.all_gather_object(told, (loss, dict(metrics)))
+        told = self.gather((loss, dict(metrics)))
         return sum(loss for loss, _ in told), merge_all(metrics for _, metrics in told)

@@ -7,11 +7,12 @@ runs blank rows, which weigh nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-from cispo.types import Floats, PackedBatch, PackedRow
+from cispo.types import Floats, Ints, PackedBatch, PackedRow
 
 BLANK_TOKENS = 64
 """Tokens of a blank row: enough to be cut over context and tensor ranks, too few to cost anything."""
@@ -45,16 +46,24 @@ def gather_logp(batch: PackedBatch, shards: Sequence[Sequence[tuple[Floats, ...]
 
 def blank_row() -> PackedRow:
     """A row to run when others have one more: nothing is learnt from it and it has no share of the update."""
-    zeros = np.zeros(BLANK_TOKENS, dtype=np.float32)
+    return dataclasses.replace(
+        text_row(np.zeros(BLANK_TOKENS, dtype=np.int64)), mask_T=np.zeros(BLANK_TOKENS, dtype=np.bool_)
+    )
+
+
+def text_row(token_ids: Ints) -> PackedRow:
+    """A text as a row whose tokens all have log-probabilities but the first, and which has no share of any update."""
+    length = len(token_ids)
+    zeros = np.zeros(length, dtype=np.float32)
     return PackedRow(
-        tokens_T=np.zeros(BLANK_TOKENS, dtype=np.int64),
-        positions_T=np.arange(BLANK_TOKENS, dtype=np.int64),
-        cu_seqlens=np.array([0, BLANK_TOKENS], dtype=np.int64),
-        mask_T=np.zeros(BLANK_TOKENS, dtype=np.bool_),
+        tokens_T=token_ids,
+        positions_T=np.arange(length, dtype=np.int64),
+        cu_seqlens=np.array([0, length], dtype=np.int64),
+        mask_T=np.arange(length) > 0,
         behaviour_logp_T=zeros,
         advantage_T=zeros,
         weight_T=zeros,
-        age_T=np.full(BLANK_TOKENS, -1, dtype=np.int64),
+        age_T=np.full(length, -1, dtype=np.int64),
         members=((-1, -1),),
         share=0.0,
     )

@@ -77,12 +77,10 @@ class SharedLearner(ABC):
         for name, tensor in self._stream():
             yield name, tensor.detach().cpu()
 
-    def text_logp(self, token_ids: Ints) -> Floats | None:
+    def text_logp(self, token_ids: Ints) -> Floats:
         """See Learner; one forward pass as in training. All ranks must ask, and rank 0 is told."""
         # With a graph that nobody uses: without one the model would run as it samples, which is the other side.
         logp = self._text_logp(torch.from_numpy(token_ids).to(self.config.device))
-        if logp is None:
-            return None
         return np.concatenate([np.full(1, np.nan, np.float32), logp.detach().float().cpu().numpy()])
 
     def export(self, folder: Path, *, eos_token_id: int | None = None, pad_token_id: int | None = None) -> None:
@@ -129,8 +127,8 @@ class SharedLearner(ABC):
         """Forget the gradients: neither weights nor moments may know that there was an update."""
 
     @abstractmethod
-    def _text_logp(self, tokens_T: Tensor) -> Tensor | None:
-        """Log-probabilities [T - 1] of all tokens but the first; None where a pass without an update is not possible.
+    def _text_logp(self, tokens_T: Tensor) -> Tensor:
+        """Log-probabilities [T - 1] of all tokens but the first.
 
         Every rank must make it, with the same tokens.
         """

@@ -75,7 +75,7 @@ class Found:
         metrics: of each update, as floats by name.
         logp: of each update, its rows'.
         weights: afterwards, as numpy, by checkpoint name.
-        told: after each update, what the learner says of PROMPT; None where it cannot.
+        told: after each update, what the learner says of PROMPT.
     """
 
     losses: list
@@ -180,8 +180,7 @@ def assert_agree(found, wanted, tolerance=1e-5):
         for row, logp_T in zip(rows, expected, strict=True):
             np.testing.assert_allclose(row, logp_T, rtol=tolerance, atol=tolerance)
     for logp_T, expected_T in zip(found.told, wanted.told, strict=True):
-        if logp_T is not None:
-            np.testing.assert_allclose(logp_T, expected_T, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(logp_T, expected_T, rtol=tolerance, atol=tolerance)
     assert found.weights.keys() == wanted.weights.keys()
     for name, weight in wanted.weights.items():
         error = np.abs(found.weights[name].astype(np.float64) - weight).max()
