@@ -28,7 +28,7 @@ train: .venv/.installed $(LEARNER:%=.venv/.installed-%)
 	$(BIN)/cispo train $(ARGS)
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" $(ARGS)
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .
