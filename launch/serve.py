@@ -29,7 +29,7 @@ from launch.serve_connection import Connection, fault_response
 from launch.serve_desk import Desk
 from launch.serve_wire import Served
 from rollout.engine import HybridEngine
-from rollout.server_token import read_or_make_token
+from rollout.server_token import SERVER_TOKEN
 from sandbox.http_messages import HttpFault
 
 _BACKLOG = 1024
@@ -51,7 +51,7 @@ def serve(policy: Path | None, overrides: Sequence[str]) -> None:
     import torch
 
     config = serve_config(policy, overrides)
-    token, where = read_or_make_token(config.serve.token_file)
+    token, where = SERVER_TOKEN.read_or_make(config.serve.token_file)
     door = _bound(config.serve)  # now: a large model takes minutes to load
     torch.set_num_threads(config.cluster.num_threads)
     tokenizer = build.make_tokenizer(config)

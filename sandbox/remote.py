@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandbox import wire
-from sandbox.access_token import read_token
+from sandbox.access_token import SERVICE_TOKEN
 from sandbox.endings import system_error
 from sandbox.errors import IsolationError
 from sandbox.http_messages import (
@@ -53,7 +53,7 @@ class RemotePool(SpreadPool):
     def __init__(self, config: RemoteConfig, limits: Limits | None = None, *, size: int = 64) -> None:
         if not config.urls:
             raise ValueError("a remote pool needs at least one service: sandbox.remote.urls=[http://host:port,...]")
-        token = read_token(config.token_file)
+        token = SERVICE_TOKEN.read(config.token_file)
         self._services = [HttpSite(url, token, config) for url in config.urls]
         super().__init__(
             self._services, limits, size=size, tries=config.tries, deadline_seconds=config.deadline_seconds

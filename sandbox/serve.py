@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from sandbox import wire
-from sandbox.access_token import read_or_make_token
+from sandbox.access_token import SERVICE_TOKEN
 from sandbox.config import SandboxConfig
 from sandbox.errors import IsolationError, SandboxError
 from sandbox.program_pool import ProgramPool, open_pool
@@ -49,7 +49,7 @@ def serve(config: SandboxConfig) -> None:
             f"the sandbox service runs strangers' programs, so it refuses sandbox.isolation={config.isolation}: it "
             "must isolate them itself"
         )
-    token, where = read_or_make_token(config.service.token_file)
+    token, where = SERVICE_TOKEN.read_or_make(config.service.token_file)
     _allow_descriptors()
     with open_pool(config) as pool:
         asyncio.run(_serve(config, pool, token, where))
