@@ -114,8 +114,8 @@ class ServeConfig:
             CISPO_ENGINE_TOKEN wins over it.
         max_queue: sequences that may wait besides those that run; a request for more is refused with 429.
         max_request_bytes: largest body of a request that brings no weights; a larger one is refused with 413.
-        max_connections: open connections; one more is refused with 503.
-        request_seconds: time in which a request must have arrived; of new weights, each next part of them.
+        max_connections: open connections; at one more, the one that has been silent for longest is closed.
+        request_seconds: time in which a request must have arrived, and a second more for each MiB of it.
         idle_seconds: time after which a connection without a request is closed.
         heartbeat_seconds: an answer that takes longer shows life each time.
         deadline_seconds: time from a request to its last token; it is then cut.

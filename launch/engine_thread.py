@@ -40,9 +40,11 @@ class News:
 
 @dataclass(eq=False)
 class Ticket:
-    """A request under way. `news` is None when the engine broke down.
+    """A request under way.
 
     Attributes:
+        news: of its members; None when the engine broke down.
+        is_broken: it did.
         interval: tokens between two news of a member; 0 tells its end only.
         seen: of each member that runs, the tokens told.
     """
@@ -51,6 +53,7 @@ class Ticket:
     interval: int
     news: asyncio.Queue[News | None] = field(default_factory=asyncio.Queue)
     seen: dict[int, int] = field(default_factory=dict)
+    is_broken: bool = False
 
     def __post_init__(self) -> None:
         self.seen = dict.fromkeys(range(self.request.num_samples), 0)
@@ -170,6 +173,7 @@ class EngineThread:
 
     def _break_down(self, error: Exception) -> None:
         for ticket in self._tickets.values():
+            ticket.is_broken = True
             ticket.news.put_nowait(None)
         self.broken.set_exception(error)
 

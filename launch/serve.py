@@ -9,10 +9,7 @@ All connections are batched together by one HybridEngine. Every request shows th
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import logging
-import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,10 +27,8 @@ from launch.serve_desk import Desk
 from launch.serve_wire import Served
 from rollout.engine import HybridEngine
 from rollout.server_token import SERVER_TOKEN
-from sandbox.http_messages import HttpFault
+from sandbox.http_server import HttpServer, bound_socket, stop_signals, why_not
 
-_BACKLOG = 1024
-_READ_BYTES = 1 << 17
 log = logging.getLogger(__name__)
 
 
@@ -62,7 +57,7 @@ def serve(policy: Path | None, overrides: Sequence[str]) -> None:
     async def run() -> None:
         thread = EngineThread(HybridEngine(lm, config.engine))
         desk = Desk(thread, lm, config.serve, served, token, config.engine.num_slots)
-        await _Service(desk, config.serve).run(thread, door, where)
+        await _serve(desk, thread, door, where)
 
     asyncio.run(run())
 
@@ -70,87 +65,27 @@ def serve(policy: Path | None, overrides: Sequence[str]) -> None:
 def _bound(config: ServeConfig) -> socket.socket:
     """A socket with the address of the server, which does not listen yet. Raises CispoError."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        door = socket.socket(family, kind, protocol)
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind(address)
+        return bound_socket(config.host, config.port)
     except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        why = "another process listens there" if taken else (error.strerror or str(error))
         raise CispoError(
-            f"The server cannot listen on {config.host}:{config.port} ({why}): choose another serve.port or serve.host."
+            f"The server cannot listen on {config.host}:{config.port} ({why_not(error)}): choose another serve.port or "
+            f"serve.host."
         ) from error
-    return door
 
 
-class _Service:
-    """Listens, knows its connections, and stops without losing a request."""
-
-    def __init__(self, desk: Desk, config: ServeConfig) -> None:
-        self._desk = desk
-        self._config = config
-        self._connections: set[Connection] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def run(self, thread: EngineThread, door: socket.socket, where: str) -> None:
-        """Until a signal comes, or the engine breaks down, which is raised."""
-        server = await asyncio.start_server(self._connected, sock=door, limit=_READ_BYTES, backlog=_BACKLOG)
-        stop, hurry = asyncio.Event(), asyncio.Event()
-
-        def signalled() -> None:
-            if stop.is_set():
-                hurry.set()
-            stop.set()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, signalled)
-        host, port = door.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        log.info("serving %s on %s, token %s", self._desk.served.name, url, where)
-        stopped = asyncio.ensure_future(stop.wait())
-        first: set[asyncio.Future[Any]] = {stopped, thread.broken}
-        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        if thread.broken.done():
-            thread.broken.result()
-        await self._stop(server, hurry)
-        thread.stop()
-        log.info("stopped serving %s", self._desk.served.name)
-
-    async def _stop(self, server: asyncio.Server, hurry: asyncio.Event) -> None:
-        """Refuse new requests and let those that were accepted end, for drain_seconds or until `hurry` is set."""
-        self._desk.is_closing = True
-        server.close()
-        for connection in list(self._connections):
-            if connection.is_silent:
-                connection.drop()
-        if self._tasks:
-            log.info("stopping: %d connections still have requests", len(self._tasks))
-            hurried = asyncio.ensure_future(hurry.wait())
-            ended = asyncio.ensure_future(asyncio.wait(self._tasks))
-            await asyncio.wait(
-                {hurried, ended}, timeout=self._config.drain_seconds, return_when=asyncio.FIRST_COMPLETED
-            )
-            hurried.cancel()
-            for task in self._tasks:
-                task.cancel()
-            await ended
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if len(self._connections) >= self._config.max_connections:
-            writer.write(fault_response(HttpFault(503, "the server has too many connections", Retry_After="1")))
-            writer.close()
-            return
-        connection, task = Connection(reader, writer, self._desk), asyncio.current_task()
-        assert task is not None
-        self._connections.add(connection)
-        self._tasks.add(task)
-        try:
-            await connection.serve()
-        except Exception:
-            log.exception("a connection failed")
-        finally:
-            with contextlib.suppress(OSError, RuntimeError):
-                connection.drop()
-            self._connections.discard(connection)
-            self._tasks.discard(task)
+async def _serve(desk: Desk, thread: EngineThread, door: socket.socket, where: str) -> None:
+    """Until a signal comes, or the engine breaks down, which is raised."""
+    server = HttpServer(
+        lambda reader, writer: Connection(reader, writer, desk), desk.config, "the server", fault=fault_response
+    )
+    await server.listen(door)
+    stop, hurry = stop_signals()
+    log.info("serving %s on %s, token %s", desk.served.name, server.url, where)
+    first: set[asyncio.Future[Any]] = {asyncio.ensure_future(stop.wait()), thread.broken}
+    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+    if thread.broken.done():
+        thread.broken.result()
+    desk.is_closing = True
+    await server.drain(hurry)
+    thread.stop()
+    log.info("stopped serving %s", desk.served.name)

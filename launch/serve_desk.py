@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +19,7 @@ from rollout.completion_wire import OUR_OWNER
 from rollout.engine import HybridEngine
 from rollout.weight_package import WeightPackage, check_arrays
 from rollout.weight_wire import MEDIA_TYPE, digest_of, from_bytes
-from sandbox.http_messages import HttpFault, RequestHead
+from sandbox.http_messages import HttpFault, RequestHead, check_token
 
 ROUTES = {
     "/health": ("GET",),
@@ -60,13 +59,7 @@ class Desk:
 
     def admit(self, head: RequestHead, path: str) -> None:
         """Raise HttpFault 401, 404 or 405 unless the request shows the token and asks for something that is there."""
-        scheme, _, shown = head.headers.get("authorization", "").partition(" ")
-        # Compared in constant time: how long a refusal takes says nothing of how much of a guess was right.
-        is_right = hmac.compare_digest(shown.strip().encode(), self._token)
-        if scheme.lower() != "bearer" or not is_right:
-            raise HttpFault(
-                401, "the header Authorization must read: Bearer <the server's token>", WWW_Authenticate="Bearer"
-            )
+        check_token(head, self._token)
         if path not in ROUTES:
             raise HttpFault(404, f"there is no {path}; there are {', '.join(ROUTES)}")
         if head.method not in ROUTES[path]:

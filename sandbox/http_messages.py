@@ -1,4 +1,4 @@
-"""HTTP/1.1 as both ends of the remote tier speak it: heads from bytes and bytes from heads. Does no input or output.
+"""HTTP/1.1 as our servers and their clients speak it: heads from bytes and bytes from heads. Does no input or output.
 
 The standard library's server gives a thread to each connection and its client reads with one fixed time-out; this is
 the little that an asyncio server and client need instead. Where the standard leaves a choice, the strict one is
@@ -7,6 +7,7 @@ taken: lines end in CR LF, a body has one Content-Length, headers do not continu
 
 from __future__ import annotations
 
+import hmac
 import json
 import re
 from collections.abc import Mapping
@@ -78,6 +79,15 @@ def body_length(head: RequestHead | ResponseHead, most: int) -> int:
     if int(text) > most:
         raise HttpFault(413, f"a body may have {most} bytes, got {text}")
     return int(text)
+
+
+def check_token(head: RequestHead, token: bytes) -> None:
+    """Raise HttpFault 401 unless the request shows the token."""
+    scheme, _, shown = head.headers.get("authorization", "").partition(" ")
+    # Compared in constant time: how long a refusal takes says nothing of how much of a guess was right.
+    is_right = hmac.compare_digest(shown.strip().encode(), token)
+    if scheme.lower() != "bearer" or not is_right:
+        raise HttpFault(401, "the header Authorization must read: Bearer <the token>", WWW_Authenticate="Bearer")
 
 
 def request_bytes(method: str, path: str, host: str, token: str, body: bytes = b"") -> bytes:

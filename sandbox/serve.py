@@ -11,7 +11,6 @@ import asyncio
 import json
 import logging
 import resource
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from sandbox import wire
 from sandbox.access_token import SERVICE_TOKEN
 from sandbox.config import SandboxConfig
 from sandbox.errors import IsolationError, SandboxError
+from sandbox.http_server import stop_signals
 from sandbox.program_pool import ProgramPool, open_pool
 from sandbox.service import Service
 
@@ -58,15 +58,7 @@ def serve(config: SandboxConfig) -> None:
 async def _serve(config: SandboxConfig, pool: ProgramPool, token: str, where: str) -> None:
     service = Service(pool, config.service, token=token, tier=config.isolation, num_cells=config.size)
     await service.start()
-    stop, hurry = asyncio.Event(), asyncio.Event()
-
-    def signalled() -> None:
-        if stop.is_set():
-            hurry.set()
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, signalled)
+    stop, hurry = stop_signals()
     _log.info("sandbox service on %s: %d cells (%s), token %s", service.url, config.size, config.isolation, where)
     await stop.wait()
     await service.stop(hurry)

@@ -22,7 +22,7 @@ class ServiceConfig:
         max_connections: open connections; at one more, the one that has been silent for longest is closed.
         max_wall_seconds: largest limits.wall_seconds that a request may ask for.
         max_memory_bytes: largest limits.memory_bytes that a request may ask for.
-        request_seconds: time in which the whole of a request must have arrived.
+        request_seconds: time in which a request must have arrived, and a second more for each MiB of it.
         idle_seconds: time after which a connection without a request is closed.
         heartbeat_seconds: an answer that takes longer begins with a line feed each time, so that the client sees life.
         drain_seconds: time that accepted programs have to end after SIGTERM.

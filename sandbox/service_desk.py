@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Sequence
 from typing import Any
 
 from sandbox import wire
-from sandbox.http_messages import HttpFault, RequestHead
+from sandbox.http_messages import HttpFault, RequestHead, check_token
 from sandbox.program import Limits
 from sandbox.service_config import ServiceConfig
 from sandbox.service_jobs import Job, JobLine
@@ -36,19 +35,13 @@ class Desk:
 
     def admit(self, head: RequestHead) -> None:
         """Raise HttpFault 401, 404 or 405 unless the request shows the token and asks for something that is there."""
-        scheme, _, shown = head.headers.get("authorization", "").partition(" ")
-        # Compared in constant time: how long a refusal takes says nothing of how much of a guess was right.
-        is_right = hmac.compare_digest(shown.strip().encode(), self._token)
-        if scheme.lower() != "bearer" or not is_right:
-            raise HttpFault(
-                401, "the header Authorization must read: Bearer <the service's token>", WWW_Authenticate="Bearer"
-            )
+        check_token(head, self._token)
         if head.path not in ROUTES:
             raise HttpFault(404, f"there is no {head.path}; there are {', '.join(ROUTES)}")
         if head.method != ROUTES[head.path]:
             raise HttpFault(405, f"{head.path} takes {ROUTES[head.path]}", Allow=ROUTES[head.path])
 
-    def read_job(self, body: bytes) -> Job:
+    def read_job(self, body: bytes | bytearray) -> Job:
         """The program of POST /run. Raises HttpFault 400."""
         try:
             request = wire.read_object(body, ("program", "limits"))
@@ -56,7 +49,7 @@ class Desk:
         except wire.WireError as error:
             raise HttpFault(400, str(error)) from error
 
-    def read_batch(self, body: bytes) -> Sequence[Job]:
+    def read_batch(self, body: bytes | bytearray) -> Sequence[Job]:
         """The programs of POST /batch. Raises HttpFault 400."""
         try:
             request = wire.read_object(body, ("programs", "limits"))

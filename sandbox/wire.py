@@ -36,7 +36,7 @@ def job_bytes(program: Program, limits: Limits) -> bytes:
     return json_bytes({"program": to_json(program), "limits": to_json(limits)})
 
 
-def read_object(body: bytes, known: tuple[str, ...]) -> dict[str, Any]:
+def read_object(body: bytes | bytearray, known: tuple[str, ...]) -> dict[str, Any]:
     """The JSON object in a body, with no other names than those of `known`. Raises WireError."""
     try:
         value = json.loads(body)
