@@ -12,8 +12,9 @@ most and a wrong schedule loses most. A step has four waves of sequences for eve
 
 The driver alone: trajectories of 4,096 tokens per second through take, credit, packing and metrics, in one process.
 
-`--run` trains with one worker on one core and the learner on the other, synchronously and with staleness 1, with a
-tail: the median answer is a tenth of the window. Results go to benchmarks/results/async.json.
+`--run` trains with one worker on one core and the learner on the other, synchronously and with staleness 1 and 2, with a
+tail: the median answer is a tenth of the window. It also tells how far the learner is from what sequences in flight were
+sampled with, with old states kept and computed anew. Results go to benchmarks/results/async.json.
 """
 
 from __future__ import annotations
@@ -322,18 +323,23 @@ OVERRIDES = (
 )
 
 
+IN_FLIGHT = ("mismatch/logp_abs_diff_mean", "mismatch/in_flight_logp_abs_diff_mean", "mismatch/in_flight_kl")
+
+
 def embedded() -> list[dict[str, Any]]:
     """The embedded default with a window thirty times its answers, early in training when many run on to its end."""
     from launch.compose import compose
     from launch.train import run_training
 
     rows = []
-    for staleness in (0, 1, 2):
+    for staleness, states in ((0, "keep"), (1, "keep"), (2, "keep"), (2, "recompute")):
+        own = (f"max_staleness={staleness}", f"engine.stale_states={states}")
         with tempfile.TemporaryDirectory() as folder:
-            run = run_training(compose([*OVERRIDES, f"max_staleness={staleness}", "name=run", f"runs_folder={folder}"]))
+            run = run_training(compose([*OVERRIDES, *own, "name=run", f"runs_folder={folder}"]))
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][3:]
         row = {
             "staleness": staleness,
+            "stale_states": states,
             "step_seconds": statistics.median(line["perf/step_seconds"] for line in lines),
             "update_seconds": statistics.median(line["timing_s/update"] for line in lines),
             "worker_idle": statistics.median(line["perf/rollout_idle_fraction"] for line in lines),
@@ -341,6 +347,11 @@ def embedded() -> list[dict[str, Any]]:
             "staleness_mean": statistics.mean(line["staleness/mean"] for line in lines),
             "length_p50": statistics.median(line["response_length/p50"] for line in lines),
             "length_p99": statistics.median(line["response_length/p99"] for line in lines),
+            **{
+                name: statistics.mean(values)
+                for name in IN_FLIGHT
+                if (values := [line[name] for line in lines if name in line])
+            },
         }
         rows.append(row)
         print(json.dumps(row), flush=True)

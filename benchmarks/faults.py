@@ -21,7 +21,6 @@ from machine import machine
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the campaign, which is a part of the tests
 
 from tests.faults.campaign import Campaign, check_prompts
-from tests.faults.test_campaign import OVERRIDES
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 
@@ -34,10 +33,8 @@ def main() -> None:
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
-        steps = f"steps={4 * arguments.faults}"
-        overrides = [*OVERRIDES, steps, "name=run", f"runs_folder={place}"]
         campaign = Campaign(
-            overrides, folder, arguments.seed, arguments.faults, deadline_seconds=120.0 * arguments.faults
+            folder, 4 * arguments.faults, arguments.seed, arguments.faults, deadline_seconds=120.0 * arguments.faults
         )
         campaign.run()
         trained = check_prompts(folder)

@@ -227,7 +227,15 @@ def make_service(
     in_flight = config.rollout.in_flight or config.engine.num_slots + config.group_size
     rollout = dataclasses.replace(config.rollout, in_flight=in_flight)
     in_background = config.max_staleness > 0 and config.cluster.kind != "inline"
-    return RolloutService(workers, data.prompts, draw, rollout, in_background=in_background, adjust=adjust)
+    return RolloutService(
+        workers,
+        data.prompts,
+        draw,
+        rollout,
+        start_seconds=config.cluster.start_seconds,
+        in_background=in_background,
+        adjust=adjust,
+    )
 
 
 def warm_up(config: RunConfig, data: Data, parts: Parts) -> None:

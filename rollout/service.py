@@ -69,6 +69,7 @@ class RolloutService:
         prompts: the training stream.
         draw: what is asked for.
         config: deadlines and limits; `in_flight` is the number itself here, if max_staleness is above 0.
+        start_seconds: how long a worker may take to start.
         in_background: keep the workers busy between the calls, too; for workers that are processes.
         adjust: called every second or so, in between two turns, to add workers to the pool or retire some.
         wait_for: waits until the queue of answers has one, or so many seconds; another may have a clock of its own.
@@ -81,13 +82,14 @@ class RolloutService:
         draw: Draw,
         config: RolloutConfig,
         *,
+        start_seconds: float = 180.0,
         in_background: bool = False,
         adjust: Callable[[WorkerPool], None] | None = None,
         wait_for: WaitFor = first_answer,
     ) -> None:
         self.draw = draw
         self.config = config
-        self.pool = WorkerPool(workers, config, moves_groups=draw.max_staleness > 0)
+        self.pool = WorkerPool(workers, config, start_seconds=start_seconds, moves_groups=draw.max_staleness > 0)
         self._ledger = Ledger(prompts)
         self._intake: Intake | None = None
         self._groups_per_step = 0

@@ -189,10 +189,10 @@ class Station:
                     self.assigned.pop(index, None)
         return result
 
-    def overdue(self, seconds: float) -> str:
-        """The method that it has not answered for so long, or ""."""
-        now = time.monotonic()
-        late = [method for method, call in self.calls.items() if now - call.since > seconds]
+    def overdue(self, seconds: float, start_seconds: float) -> str:
+        """The method that it has not answered for so long, or ""; of one that starts, `start_seconds` count."""
+        now, limit = time.monotonic(), seconds if self.is_up else start_seconds
+        late = [method for method, call in self.calls.items() if now - call.since > limit]
         return late[0].split()[0] if late else ""
 
     def restart(self) -> None:
@@ -205,7 +205,8 @@ class Station:
 
     def silence(self, method: str, seconds: float) -> WorkerDied:
         """The error that stands for a missing answer."""
+        setting = "rollout.deadline_seconds" if self.is_up else "cluster.start_seconds"
         return WorkerDied(
             f"The driver waited {seconds:g} s for {self.name} to answer {method!r}, and takes it for dead (raise "
-            f"rollout.deadline_seconds if the work is that slow)."
+            f"{setting} if the work is that slow)."
         )

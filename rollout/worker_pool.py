@@ -74,17 +74,26 @@ class WorkerPool:
     Args:
         workers: at least one.
         config: deadlines and limits.
+        start_seconds: how long a worker may take to start.
         moves_groups: a dead worker's groups go to others at once. Otherwise they wait for it to be back, so that who
             samples what does not depend on timing.
     """
 
-    def __init__(self, workers: Sequence[WorkerHandle], config: RolloutConfig, *, moves_groups: bool = False) -> None:
+    def __init__(
+        self,
+        workers: Sequence[WorkerHandle],
+        config: RolloutConfig,
+        *,
+        start_seconds: float = 180.0,
+        moves_groups: bool = False,
+    ) -> None:
         self.answers: SimpleQueue[Station | None] = SimpleQueue()
         self.stations: list[Station] = []
         self.weights: Weights | None = None
         self.num_restarts = 0
         self.busy_seconds = 0.0
         self._config = config
+        self._start_seconds = start_seconds
         self._moves_groups = moves_groups
         self._to_order: set[Station] = set()
         self._last_progress = time.monotonic()
@@ -167,9 +176,10 @@ class WorkerPool:
     def check_deadlines(self) -> None:
         """Restart the silent. Raises WorkerDied if too many were, DeadlineExceeded if the others get nowhere."""
         for station in list(self.stations):
-            late = station.overdue(self._config.deadline_seconds)
-            if late and not self._can_do_without(station, late):
-                self._recover(station, station.silence(late, self._config.deadline_seconds))
+            late = station.overdue(self._config.deadline_seconds, self._start_seconds)
+            if late and not self._can_do_without(station):
+                seconds = self._config.deadline_seconds if station.is_up else self._start_seconds
+                self._recover(station, station.silence(late, seconds))
         self._check_progress()
 
     def have_weights(self, *, also_starting: bool) -> bool:
@@ -215,9 +225,9 @@ class WorkerPool:
             station.worker.stop()
             log.info("%s has left", station.name)
 
-    def _can_do_without(self, station: Station, late: str) -> bool:
+    def _can_do_without(self, station: Station) -> bool:
         """A worker that is long in starting, as on a cluster that has no room for it now, holds up nobody else."""
-        return late == "started" and self._moves_groups and any(other.is_up for other in self.stations)
+        return not station.is_up and self._moves_groups and any(other.is_up for other in self.stations)
 
     def _recover(self, station: Station, error: WorkerDied) -> None:
         """Restart a dead worker; it, or others, sample its groups again, and the same seeds give the same groups."""
@@ -239,7 +249,8 @@ class WorkerPool:
     def _check_progress(self) -> None:
         busy = {station.name: len(station.assigned) for station in self.stations if station.assigned}
         now = time.monotonic()
-        if not busy or any(station.is_cut for station in self.stations):
+        # Starting has a deadline of its own.
+        if not busy or any(station.is_cut or (station.assigned and not station.is_up) for station in self.stations):
             self._last_progress = now
         elif now - self._last_progress > self._config.deadline_seconds:
             raise DeadlineExceeded(

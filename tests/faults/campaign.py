@@ -33,6 +33,36 @@ VICTIMS = {
 }
 """What the command line of a process contains, by the kind of process."""
 
+GROUPS_PER_STEP = 4
+
+REWARD = '''
+def checksum(prompt, text, reference, **info):
+    """Beside the verifier's: differs within almost every group, so that every step has something to learn from."""
+    return {"checksum": sum(text.encode()) % 7 / 7}
+'''
+
+OVERRIDES = (
+    f"groups_per_step={GROUPS_PER_STEP}",
+    "group_size=4",
+    "updates_per_step=2",
+    "max_staleness=1",
+    "save_every=1",
+    "eval_every=0",
+    "sft.steps=20",
+    "sft.batch_size=16",
+    "evaluation.num_prompts=4",
+    "engine.num_slots=8",
+    "tracking.console=false",
+    "tracking.rollouts_per_step=0",
+    "cluster.num_workers=2",
+    "cluster.learner_restarts=1000",
+    "cluster.update_seconds=20",
+    "rollout.deadline_seconds=10",
+    "rollout.max_restarts=1000",
+    "rollout.draw_limit=100",
+)
+"""Of a run with everything that can be killed: processes of workers and learner, graders, and programs in cells."""
+
 WEIGHTS = (4, 3, 3, 3, 1, 1)
 """How often each kind is chosen; the last two cost a start of the whole run."""
 
@@ -45,15 +75,15 @@ class Campaign:
     """One run under attack.
 
     Attributes:
-        overrides: of the run, with its name and folder.
-        folder: of the run.
+        folder: of the run; beside it are put its reward and its log.
+        num_steps: of the run.
         seed: fixes who is attacked, how, and when; not what the machine makes of it.
         num_faults: how many attacks.
         pause_seconds: between two of them, at most.
     """
 
-    overrides: list[str]
     folder: Path
+    num_steps: int
     seed: int
     num_faults: int
     pause_seconds: float = 4.0
@@ -66,7 +96,7 @@ class Campaign:
         """Attack until there were enough faults, then let the run end. Raises AssertionError if it cannot."""
         chance = random.Random(self.seed)
         end = time.monotonic() + self.deadline_seconds
-        process = self._start(["train", *self.overrides])
+        process = self._start(["train", *self._overrides()])
         try:
             while True:
                 assert time.monotonic() < end, f"after {dict(self.done)} the run is not at its end; log: {self._log()}"
@@ -112,7 +142,13 @@ class Campaign:
         # It is left alone until a step is done, or a run that is killed while it starts gets nowhere.
         self._calm_until = self._num_steps() + 1
         has_begun = (self.folder / "config.yaml").exists()
-        return self._start(["train", "--resume", str(self.folder)] if has_begun else ["train", *self.overrides])
+        return self._start(["train", "--resume", str(self.folder)] if has_begun else ["train", *self._overrides()])
+
+    def _overrides(self) -> list[str]:
+        reward = self.folder.parent / "checksum.py"
+        reward.write_text(REWARD)
+        own = [f"steps={self.num_steps}", f"name={self.folder.name}", f"runs_folder={self.folder.parent}"]
+        return [*OVERRIDES, *own, f"rewards.custom={reward}:checksum"]
 
     def _start(self, arguments: list[str]) -> subprocess.Popen[bytes]:
         log = self.folder.parent / "campaign.log"
@@ -141,9 +177,12 @@ def check_prompts(folder: Path) -> int:
     assert not twice, f"trained on twice: {twice}"
     untaken = {entry.prompt.id for entry in entries}
     assert not untaken & trained.keys(), f"trained on and still to be sampled: {untaken & trained.keys()}"
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    taken = sum(int(line.get("groups/drawn", 0)) for line in metrics)  # flat ones included
-    lost = cursor["next_index"] - len(untaken) - taken
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    drawn = [int(line["groups/drawn"]) for line in lines if "groups/drawn" in line]
+    assert len(drawn) == last, f"{len(drawn)} steps have metrics, and there were {last}"
+    num_flat = sum(drawn) - GROUPS_PER_STEP * last
+    assert len(trained) == GROUPS_PER_STEP * last, f"{last} steps trained on {len(trained)} prompts"
+    lost = cursor["next_index"] - len(untaken) - len(trained) - num_flat
     assert not lost, f"{lost} of {cursor['next_index']} prompts were lost (or, if negative, taken twice)"
     return len(trained)
 

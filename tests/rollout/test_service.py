@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+import threading
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -115,9 +116,10 @@ def differs(group):
     return len(set(group.rewards_G.tolist())) > 1
 
 
-def service_of(*workers, prompts=None, staleness=0, **config):
+def service_of(*workers, prompts=None, staleness=0, start_seconds=60.0, **config):
     draw = Draw(seed=1, group_size=2, max_new_tokens=8, max_staleness=staleness)
-    service = RolloutService(workers, prompts or Counter(), draw, RolloutConfig(**{"in_flight": 99} | config))
+    config = RolloutConfig(**{"in_flight": 99} | config)
+    service = RolloutService(workers, prompts or Counter(), draw, config, start_seconds=start_seconds)
     service.load_weights("package", 0)
     return service
 
@@ -327,6 +329,21 @@ def test_a_silent_worker_is_restarted_and_too_many_are_told_with_who_waited_for_
             service.load_weights("package", 1)
             assert indices(take(service, version=1)) == [0, 1, 2, 3]
             assert silent.num_restarts == 1
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_worker_may_take_longer_to_start_than_to_answer_but_not_for_ever(staleness, caplog):
+    slow = Worker("b", dies_in=["advance"])
+    service = service_of(slow, staleness=staleness, deadline_seconds=0.05)
+    slow.started, late = (lambda: late), Future()
+    threading.Timer(0.4, late.set_result, [0]).start()
+    assert indices(take(service, staleness=staleness)) == [0, 1, 2, 3]
+    assert slow.num_restarts == 1, "it was restarted while it started"
+    stuck = Worker("c", dies_in=["advance"])
+    service = service_of(stuck, staleness=staleness, deadline_seconds=0.05, start_seconds=0.2, max_restarts=1)
+    stuck.started = Future
+    with pytest.raises(WorkerDied, match=r"waited 0.2 s for c to answer 'started'.*raise cluster.start_seconds"):
+        take(service, staleness=staleness)
 
 
 def test_workers_that_answer_and_get_nowhere_are_a_deadline_that_says_who_has_what():
