@@ -12,9 +12,9 @@ most and a wrong schedule loses most. A step has four waves of sequences for eve
 
 The driver alone: trajectories of 4,096 tokens per second through take, credit, packing and metrics, in one process.
 
-`--run` trains with one worker on one core and the learner on the other, synchronously and with staleness 1 and 2, with a
-tail: the median answer is a tenth of the window. It also tells how far the learner is from what sequences in flight were
-sampled with, with old states kept and computed anew. Results go to benchmarks/results/async.json.
+`--run` trains with one worker on one core and the learner on the other, synchronously and with staleness 1 and 2, with
+a tail: the median answer is a tenth of the window. It also tells how far the learner is from what sequences in flight
+were sampled with, with old states kept and computed anew. Results go to benchmarks/results/async.json.
 """
 
 from __future__ import annotations

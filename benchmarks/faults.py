@@ -1,6 +1,6 @@
 """A hundred kills and stalls against one run: what they cost, and that no prompt was lost or trained on twice.
 
-    python benchmarks/faults.py                            about an hour on two cores
+    python benchmarks/faults.py                            about half an hour on two cores
     python benchmarks/faults.py --faults 20 --seed 7       a look
 
 The campaign of tests/faults/campaign.py: the seed fixes who is attacked, how and when. The results go to
@@ -34,7 +34,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         campaign = Campaign(
-            folder, 4 * arguments.faults, arguments.seed, arguments.faults, deadline_seconds=120.0 * arguments.faults
+            folder,
+            num_steps=3 * arguments.faults,
+            seed=arguments.seed,
+            num_faults=arguments.faults,
+            pause_seconds=2.0,
+            deadline_seconds=120.0 * arguments.faults,
         )
         campaign.run()
         trained = check_prompts(folder)

@@ -63,8 +63,8 @@ OVERRIDES = (
 )
 """Of a run with everything that can be killed: processes of workers and learner, graders, and programs in cells."""
 
-WEIGHTS = (4, 3, 3, 3, 1, 1)
-"""How often each kind is chosen; the last two cost a start of the whole run."""
+WEIGHTS = (8, 4, 8, 8, 1, 1)
+"""How often each kind is chosen; the learner's and the last two cost a start of everything."""
 
 STALLS = ("worker", "learner")
 """Kinds whose silence has a deadline of its own; a stopped driver is a paused run and nothing else."""
