@@ -106,6 +106,14 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("--svg", type=Path, metavar="FILE", help="draw only the accuracy curves, into this file")
     report.set_defaults(run=run_report)
 
+    runs = commands.add_parser(
+        "runs",
+        help="the runs of a folder, or some of them side by side",
+        description="One folder of runs is listed; two or more runs are compared: settings that differ, and results.",
+    )
+    runs.add_argument("folders", nargs="*", type=Path, default=[], help="runs (default), or runs/<a> runs/<b> ...")
+    runs.set_defaults(run=run_runs)
+
     add_sandbox_commands(commands, OVERRIDES_HELP)
     return parser
 
@@ -255,6 +263,24 @@ def run_audit(options: argparse.Namespace) -> int:
     if options.json:
         write_json(result, limits, options.json)
     return 0 if result.passes(limits) else 1
+
+
+def run_runs(options: argparse.Namespace) -> int:
+    """`cispo runs`."""
+    from rich.console import Console
+
+    from launch.runs import LocalRun, find_runs, overview, side_by_side
+
+    folders = options.folders or [Path("runs")]
+    if all((folder / "config.yaml").is_file() for folder in folders):
+        runs = [LocalRun(folder) for folder in folders]
+        tables = side_by_side(runs) if len(runs) > 1 else [overview(runs)]
+    else:
+        tables = [overview([run for folder in folders for run in find_runs(folder)])]
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    for table in tables:
+        console.print(table)
+    return 0
 
 
 def run_report(options: argparse.Namespace) -> int:

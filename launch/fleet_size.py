@@ -6,13 +6,13 @@ has to listen. A run begins with cluster.num_workers.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from cispo.errors import ConfigError
 from launch.run_files import write_atomically
+from launch.run_folder import is_driven
 from rollout.station import WorkerHandle
 from rollout.worker_pool import WorkerPool
 
@@ -30,7 +30,7 @@ def ask_for_workers(folder: Path, num_workers: int) -> None:
     """Have the run in `folder` go on with so many workers. Raises ConfigError if no run is under way there."""
     if num_workers < 1:
         raise ConfigError(f"A run needs at least 1 worker, got {num_workers}; to end it, interrupt its process.")
-    if not _is_driven(folder):
+    if not is_driven(folder):
         raise ConfigError(
             f"No run is under way in {folder}, and only one that is can be given workers; start it with "
             f"cispo train --resume {folder} cluster.num_workers={num_workers}."
@@ -72,15 +72,3 @@ class FleetSize:
             return int(self._file.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return self._wanted
-
-
-def _is_driven(folder: Path) -> bool:
-    """Some process holds the run's lock (see run_folder.one_driver)."""
-    try:
-        with (folder / ".lock").open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from cispo.checkpoint import FolderCheckpoints
 from cispo.errors import CheckpointError, ConfigError
 from configs.schema import RunConfig
 from launch.compose import save_config
 from launch.run_files import read_metrics, write_atomically
+
+LOCK = ".lock"
 
 
 def check_folder(folder: Path, checkpoints: FolderCheckpoints, *, resume: bool) -> None:
@@ -62,12 +66,30 @@ def resume_hint(folder: Path, checkpoints: FolderCheckpoints) -> Iterator[None]:
 def one_driver(folder: Path) -> Iterator[None]:
     """Hold the folder for this process; the lock goes with the process, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with (folder / LOCK).open("w") as lock:
+        if not _got(lock, tries=10):  # one that only looks (`is_driven`) has it for a moment
             raise ConfigError(
                 f"{folder} is in use by another cispo process, and two would overwrite each other's files; wait for "
                 f"it or end it, or give this run another name (name=...)."
-            ) from error
+            )
         yield
+
+
+def is_driven(folder: Path) -> bool:
+    """Some process is in `one_driver` for this folder."""
+    try:
+        with (folder / LOCK).open() as lock:
+            return not _got(lock)
+    except FileNotFoundError:
+        return False
+
+
+def _got(lock: TextIO, tries: int = 1) -> bool:
+    for left in range(tries - 1, -1, -1):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05 if left else 0.0)
+        else:
+            return True
+    return False
