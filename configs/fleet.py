@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cispo.errors import ConfigError
 
 WANDB_MODES = ("disabled", "offline", "online")
-CLUSTERS = ("local", "inline")
+CLUSTERS = ("local", "inline", "ray")
 TRANSPORTS = ("object_store", "broadcast", "changed_bytes")
 
 
@@ -16,16 +16,21 @@ class ClusterConfig:
     """Where the workers and the learner live.
 
     Attributes:
-        kind: "local" starts Ray on this machine; "inline" runs the same classes in this very process, for debugging.
+        kind: "local" starts Ray on this machine; "ray" joins a Ray cluster that is there, whose nodes must see the same
+            files under the same paths; "inline" runs the same classes in this very process, for debugging.
+        address: of that cluster, host:port of its head; "auto" is what RAY_ADDRESS says, or the one on this machine.
+        num_nodes: of that cluster, waited for before anything is placed.
         num_workers: rollout workers, each with an engine and its scorers.
         num_threads: torch threads of each worker.
-        object_store_mb: Ray's shared memory for weights, in MiB.
-        start_seconds: how long actors may take to start.
+        object_store_mb: Ray's shared memory for weights, in MiB, where this run starts Ray.
+        start_seconds: how long nodes and actors may take to start.
         update_seconds: how long the driver waits for one update, or for the learner's weights.
         learner_restarts: how often in a row a run goes on from the same checkpoint after a process of the learner died.
     """
 
     kind: str = "local"
+    address: str = "auto"
+    num_nodes: int = 1
     num_workers: int = 2
     num_threads: int = 1
     object_store_mb: int = 256
@@ -37,9 +42,15 @@ class ClusterConfig:
         faults = []
         if self.kind not in CLUSTERS:
             faults.append(f"cluster.kind must be one of {', '.join(CLUSTERS)}; got {self.kind!r}.")
-        if min(self.num_workers, self.num_threads) < 1:
+        if min(self.num_nodes, self.num_workers, self.num_threads) < 1:
             faults.append(
-                f"cluster.num_workers and num_threads must be at least 1; got {self.num_workers}, {self.num_threads}."
+                f"cluster.num_nodes, num_workers and num_threads must be at least 1; got {self.num_nodes}, "
+                f"{self.num_workers}, {self.num_threads}."
+            )
+        if self.num_nodes > 1 and self.kind != "ray":
+            faults.append(
+                f"cluster.num_nodes={self.num_nodes} needs a cluster, and cluster.kind={self.kind} lives on this "
+                f"machine alone; use cluster=ray."
             )
         if self.learner_restarts < 0:
             faults.append(f"cluster.learner_restarts must not be negative; got {self.learner_restarts}.")

@@ -6,9 +6,11 @@ The same classes run in both places. A handle's calls give futures; a dead proce
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, Protocol
 
 from cispo.errors import CispoError, WorkerDied
@@ -19,6 +21,11 @@ GET_PID = "__pid__"
 
 BESIDE = "beside"
 """The group of calls for which an actor has a thread of its own."""
+
+NEXT_TO_NO_CPU = 0.001
+"""What an actor reserves: on a small machine learner and workers take turns, and Ray need not know. With nothing at all
+Ray would choose a node by chance, whatever the strategy says.
+"""
 
 
 class Handle(Protocol):
@@ -126,13 +133,13 @@ class RayHandle:
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
         # A class of its own name makes the list of processes say who is who: ray::rollout_0.call
         resident = type(self.name.replace("-", "_"), (_Resident,), {})
-        # No CPUs are reserved: on a small machine learner and workers take turns, and Ray need not know.
-        remote = ray.remote(num_cpus=0, concurrency_groups={BESIDE: 1} if self._is_worker else None)(resident).options(
+        remote = ray.remote(concurrency_groups={BESIDE: 1} if self._is_worker else None)(resident).options(
+            num_cpus=NEXT_TO_NO_CPU,
             num_gpus=self._num_gpus,
             runtime_env={"env_vars": environment},
             scheduling_strategy="SPREAD" if self._is_worker else _near_the_driver(self._num_gpus),
         )
-        self._actor = remote.remote(self._make, *self._arguments)
+        self._actor = remote.remote(str(Path.cwd()), self._make, *self._arguments)
 
     def started(self) -> Future[int]:
         """See Handle."""
@@ -182,11 +189,12 @@ class RayHandle:
 class _Resident:
     """What a Ray actor runs: one object, made and called here."""
 
-    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+    def __init__(self, folder: str, make: Callable[..., Any], *arguments: Any) -> None:
         # Ray would tell of an error in here as text only, as the death of the actor; so it waits for the first call.
         self._object: Any = None
         self._error: Exception | None = None
         try:
+            _enter(folder)
             self._object = make(*arguments)
         except Exception as error:
             self._error = error
@@ -202,6 +210,17 @@ class _Resident:
     def call_for_reference(self, method: str, *arguments: Any) -> tuple[None, Any]:
         """`call` with two results: one that is cheap to wait for, and the value."""
         return None, self.call(method, *arguments)
+
+
+def _enter(folder: str) -> None:
+    """Be where the driver is, so that a path means the same to both."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise CispoError(
+            f"The driver works in {folder}, which node {platform.node()} cannot enter ({error.strerror}); start the "
+            f"run in a folder that all nodes share."
+        ) from error
 
 
 def _near_the_driver(num_gpus: float) -> Any:

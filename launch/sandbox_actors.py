@@ -18,7 +18,7 @@ from typing import Any
 
 from cispo.errors import DeadlineExceeded
 from configs.schema import RunConfig
-from launch.actors import our_error
+from launch.actors import NEXT_TO_NO_CPU, our_error
 from launch.build import needs_sandbox
 from sandbox import Execution, Limits, Program, SandboxConfig, open_pool
 from sandbox.service_jobs import JobLine
@@ -154,7 +154,7 @@ def start_actors(config: SandboxConfig) -> SandboxActors:
         # A class of its own name makes the list of processes say who is who: ray::sandbox_0.run
         resident = ray.remote(type(f"sandbox_{number}", (SandboxHost,), {}))
         options = resident.options(
-            num_cpus=0,
+            num_cpus=NEXT_TO_NO_CPU,
             max_restarts=-1,
             max_concurrency=100_000,  # calls wait in the actor's line, where they can be cancelled
             # Soft: when the node is gone for good, its actor comes back on another one.
