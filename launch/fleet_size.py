@@ -38,6 +38,11 @@ def ask_for_workers(folder: Path, num_workers: int) -> None:
     write_atomically(folder / FILE, f"{num_workers}\n")
 
 
+def forget_wish(folder: Path) -> None:
+    """What was asked of an earlier process of the run."""
+    (folder / FILE).unlink(missing_ok=True)
+
+
 class FleetSize:
     """The driver's side.
 
@@ -49,7 +54,6 @@ class FleetSize:
 
     def __init__(self, folder: Path, num_workers: int, make: Callable[[str], WorkerHandle]) -> None:
         self._file = folder / FILE
-        self._file.unlink(missing_ok=True)  # a wish of an earlier process of this run
         self._wanted = self._next_number = num_workers
         self._make = make
 

@@ -177,10 +177,21 @@ class LearnerRanks:
         calls = [handle.reference("package", version) for handle in self.handles]
         return self._await(f"pack the weights of version {version}", calls)[0]
 
-    def whole_package(self, version: int) -> Any:
-        """A reference to the version that was packed last, for a worker that cannot take what `package` gave."""
-        call = self.handles[0].reference("whole_package", version)
-        return self._await(f"pack the whole of version {version}", [call])[0]
+    def whole_package(self, version: int) -> Future[Any]:
+        """A reference to the version that was packed last, for a worker that cannot take what `package` gave.
+
+        It raises as the other calls do, and WeightSyncError if another version was packed since.
+        """
+        what = f"pack the whole of version {version}"
+        made: Future[Any] = Future()
+
+        def pass_on(done: Future[Any]) -> None:
+            if made.set_running_or_notify_cancel():
+                error = done.exception()
+                made.set_exception(_most_telling([error], what)) if error else made.set_result(done.result())
+
+        self.handles[0].reference("whole_package", version).add_done_callback(pass_on)
+        return made
 
     def send(self, num_workers: int) -> Future[str]:
         """Begin to broadcast the version that was packed last."""

@@ -24,7 +24,7 @@ from launch import build
 from launch.actors import Handle
 from launch.build import Data
 from launch.cluster import Place, cluster, wait_until_started
-from launch.fleet_size import FleetSize, worker_name
+from launch.fleet_size import FleetSize, forget_wish, worker_name
 from launch.learner_ranks import LearnerDied, LearnerRanks, RankHost
 from launch.report import write_report
 from launch.run_folder import check_folder, one_driver, resume_hint, saved_config
@@ -74,7 +74,7 @@ def run_training(
     deaths_at: list[list[int]] = []
     while True:
         try:
-            return _run(config, resume=resume, sft_only=sft_only, wrap=wrap)
+            return _run(config, resume=resume, sft_only=sft_only, wrap=wrap, is_again=bool(deaths_at))
         except LearnerDied as error:
             deaths_at.append(checkpoints.steps())
             deaths = deaths_at.count(deaths_at[-1])
@@ -90,8 +90,8 @@ def run_training(
             resume = True
 
 
-def _run(config: RunConfig, *, resume: bool, sft_only: bool, wrap: Wrap) -> Path:
-    """One try of `run_training`."""
+def _run(config: RunConfig, *, resume: bool, sft_only: bool, wrap: Wrap, is_again: bool) -> Path:
+    """One try of `run_training`; `is_again` says that it is not the first of this process."""
     folder = Path(config.runs_folder) / config.name
     checkpoints = FolderCheckpoints(folder / "checkpoints", config.checkpoints)
     check_folder(folder, checkpoints, resume=resume)
@@ -100,6 +100,8 @@ def _run(config: RunConfig, *, resume: bool, sft_only: bool, wrap: Wrap) -> Path
     begin = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(one_driver(folder))
+        if not is_again:
+            forget_wish(folder)
         stack.enter_context(saved_config(config, folder, checkpoints))
         stack.enter_context(resume_hint(folder, checkpoints))
         tracker = stack.enter_context(open_run_trackers(config, folder, checkpoints))

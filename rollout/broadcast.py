@@ -103,6 +103,7 @@ class Sender:
         self._bucket_bytes, self._deadline_seconds = bucket_bytes, deadline_seconds
         self._group: _Group | None = None
         self._num_groups = 0
+        self._keys: list[list[str]] = []  # of the last versions, in the store
 
     def invitation(self, manifest: Manifest) -> Invitation:
         """What the workers are given."""
@@ -112,6 +113,7 @@ class Sender:
         """Wait for the workers and send what is in `memory`; "", or why the broadcast was given up."""
         version = memory.version
         begin = time.monotonic()
+        self._forget_old()
         what = "waited for workers"
         try:
             coming = self._wait_for(num_workers, f"{version}/")
@@ -136,6 +138,13 @@ class Sender:
         self._store.set(f"{version}/over", "done")
         return ""
 
+    def _forget_old(self) -> None:
+        """The keys of the version before the last, which nobody waits for any more: a run has thousands of versions."""
+        self._keys.append([])
+        while len(self._keys) > 2:
+            for key in self._keys.pop(0):
+                self._store.delete_key(key)
+
     def close(self) -> None:
         """Leave the group."""
         self._group = None
@@ -143,6 +152,7 @@ class Sender:
     def _wait_for(self, num_workers: int, place: str) -> dict[str, dict[str, str]]:
         """Who came, by name: the last of each name, for an earlier one was restarted since."""
         end = time.monotonic() + self._deadline_seconds
+        self._keys[-1] += [f"{place}came", f"{place}plan", f"{place}over"]
         coming: dict[str, dict[str, str]] = {}
         num_seen = 0
         while len(coming) < num_workers and time.monotonic() < end:
@@ -150,7 +160,9 @@ class Sender:
                 time.sleep(POLL_SECONDS)
                 continue
             num_seen += 1
-            told = json.loads(self._store.get(f"{place}worker/{num_seen}"))
+            key = f"{place}worker/{num_seen}"
+            told = json.loads(self._store.get(key))
+            self._keys[-1].append(key)
             coming[told["name"]] = told | {"number": str(num_seen)}
         return coming
 

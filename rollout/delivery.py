@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 
@@ -12,21 +12,24 @@ class Publication:
 
     Args:
         package: what is offered first: `rollout.receiver.Package`, or a reference to one.
-        whole: makes a WeightPackage of the same version, or a reference to one; called once, if at all. None if
-            `package` is one.
+        whole: begins to make a WeightPackage of the same version, or a reference to one; called once, if at all. None
+            if `package` is one.
     """
 
-    def __init__(self, package: Any, whole: Callable[[], Any] | None = None) -> None:
+    def __init__(self, package: Any, whole: Callable[[], Future[Any]] | None = None) -> None:
         self.package = package
         self._make_whole = whole
-        self._whole: Any = None
-        self._lock = threading.Lock()
+        self._whole: Future[Any] | None = None
 
-    def whole(self) -> Any:
-        """The package that any worker can take; the first who asks waits until the learner has made it."""
-        if self._make_whole is None:
-            return self.package
-        with self._lock:
-            if self._whole is None:
+    def whole(self) -> Future[Any]:
+        """The package that any worker can take, once the learner has made it. Called with the service's lock held.
+
+        It raises WeightSyncError if the learner has gone on to another version.
+        """
+        if self._whole is None:
+            if self._make_whole is not None:
                 self._whole = self._make_whole()
-            return self._whole
+            else:
+                self._whole = Future()
+                self._whole.set_result(self.package)
+        return self._whole

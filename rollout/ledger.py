@@ -43,12 +43,17 @@ class Ledger:
         self._under_way: dict[int, Entry] = {}
         self._ready: dict[int, Entry] = {}
         self._ready_order: list[tuple[int, int]] = []  # a heap of (version, index)
-        self.num_by_version: Counter[int] = Counter()  # of those under way and ready
+        self.num_by_version: Counter[int] = Counter()  # of those that were begun
 
     @property
     def num_under_way(self) -> int:
         """Groups that workers have."""
         return len(self._under_way)
+
+    @property
+    def num_waiting(self) -> int:
+        """Groups that were drawn before a resume and wait to be sampled on."""
+        return len(self._waiting)
 
     @property
     def num_ready(self) -> int:
@@ -70,10 +75,10 @@ class Ledger:
         else:
             entry = Entry(self.next_index, self.prompts.next())
             self.next_index += 1
-        begun = version if entry.version is None else entry.version
-        entry = Entry(entry.index, entry.prompt, begun, entry.begun)
+        if entry.version is None:
+            entry = Entry(entry.index, entry.prompt, version, entry.begun)
+            self.num_by_version[version] += 1
         self._under_way[entry.index] = entry
-        self.num_by_version[begun] += 1
         return entry
 
     def finish(self, group: Group) -> None:
@@ -113,6 +118,8 @@ class Ledger:
         self.next_index = next_index
         self._waiting = [entry for entry in untaken if entry.group is None]
         self._under_way, self._ready, self._ready_order, self.num_by_version = {}, {}, [], Counter()
+        # Those that were begun have an age from the first step on, whether a worker has them already or not.
+        self.num_by_version.update(entry.version for entry in self._waiting if entry.version is not None)
         for entry in untaken:
             if entry.group is not None:
                 self._put(entry)

@@ -305,14 +305,16 @@ class RolloutService:
         ahead = self._groups_per_step * self.draw.max_staleness
         if ahead:
             room = missing + ahead - self._ledger.num_under_way - self._ledger.num_ready
+            room = max(room, self._ledger.num_waiting)  # drawn already, and perhaps due before all that is ready
             while room > 0 and (station := self.pool.least_loaded(self.config.in_flight)):
-                self.pool.give(station, self._next_request())
+                self.pool.give(station, self._next_request(station.version))
                 room -= 1
         elif not self._ledger.num_under_way:
             self.pool.spread([self._next_request() for _ in range(missing)])
 
-    def _next_request(self) -> GroupRequest:
-        entry = self._ledger.draw(self._version)
+    def _next_request(self, version: int | None = None) -> GroupRequest:
+        """The next group, for a worker that samples with `version`; None is the newest, as of all when synchronous."""
+        entry = self._ledger.draw(self._version if version is None else version)
         return GroupRequest(
             entry.index,
             entry.prompt,

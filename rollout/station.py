@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cispo.errors import NeedsWhole, WorkerDied
+from cispo.errors import NeedsWhole, WeightSyncError, WorkerDied
 from rollout.delivery import Publication
 from rollout.receiver import Loaded
 from rollout.requests import Begun, Finished, GroupRequest
 
 log = logging.getLogger(__name__)
+
+WHOLE = "whole"
+"""The call, of the learner and not of the worker, for all bytes of a version."""
 
 
 class WorkerHandle(Protocol):
@@ -77,6 +80,7 @@ class Station:
         num_left: trajectories that it still has to sample, as far as is known here.
         calls: the open calls by method.
         begun: what it had of its groups when it was asked for a snapshot; None before it answered.
+        death: its process is gone, and `restart` has not been called yet.
     """
 
     worker: WorkerHandle
@@ -92,8 +96,12 @@ class Station:
     num_left: int = 0
     calls: dict[str, Call] = field(default_factory=dict)
     begun: dict[int, Begun] | None = None
+    death: WorkerDied | None = None
     _loading: int | None = None
     _needs_whole: bool = False
+    _asked_whole_of: int | None = None
+    _whole: tuple[int, Any] | None = None
+    _without: int | None = None  # the version that it cannot have any more
     _given_since: int = 0  # trajectories that the report under way cannot count
 
     @property
@@ -124,9 +132,7 @@ class Station:
             self._open("started", self.worker.started)
             return
         if weights is not None and self.version != weights.version and "load_weights" not in self.calls:
-            self._loading = weights.version
-            package = weights.publication.whole() if self._needs_whole else weights.publication.package
-            self._open("load_weights", lambda: self.worker.beside("load_weights", package, weights.version))
+            self._offer(weights)
         if self.version is None and weights is not None:
             return  # without any wish for weights it samples with those that it was made with
         if self.unsent and "submit" not in self.calls:
@@ -135,6 +141,20 @@ class Station:
         if self.assigned and not self.is_cut and "advance" not in self.calls:
             self._given_since = sum(request.num_samples for request in self.unsent)
             self._open("advance", lambda: self.worker.call("advance", advance_seconds))
+
+    def _offer(self, weights: Weights) -> None:
+        """Have it load these. One that needs the whole of them waits until the learner has made it, and it alone."""
+        package = weights.publication.package
+        if self._needs_whole:
+            if weights.version in (self._asked_whole_of, self._without):
+                return
+            if self._whole is None or self._whole[0] != weights.version:
+                self._asked_whole_of = weights.version
+                self._open(WHOLE, weights.publication.whole)
+                return
+            package = self._whole[1]
+        self._loading = weights.version
+        self._open("load_weights", lambda: self.worker.beside("load_weights", package, weights.version))
 
     def order_snapshot(self) -> None:
         """Ask what there is of its groups, once all that it did before is known."""
@@ -152,6 +172,8 @@ class Station:
         self.unsent = [request for request in self.unsent if request.index not in indices]
         for index in indices:
             self.assigned.pop(index, None)
+        if not self.assigned:
+            self.num_left = 0
         if self.is_up:
             self._open(f"cancel {indices}", lambda: self.worker.call("cancel", indices))
 
@@ -160,45 +182,65 @@ class Station:
             call = self.calls[method] = Call(make())
             call.future.add_done_callback(lambda _: self.on_answer(self))
 
-    def answered(self) -> Iterator[tuple[str, Any]]:
-        """(method, result) of the calls that are done, which are then closed. Raises what a call raised."""
+    def collect(self) -> Finished:
+        """Take in all that was answered, and close those calls; `death` is set if one of them failed with the process.
+
+        What it finished before it died counts. Raises an error that ends the run.
+        """
+        result = Finished()
         for method in [method for method, call in self.calls.items() if call.future.done()]:
             try:
-                yield method, self.calls.pop(method).future.result()
+                answer = self.calls.pop(method).future.result()
+            except WorkerDied as error:
+                self.death = self.death or error
             except NeedsWhole as reason:  # which the next order offers
                 if self._needs_whole:
                     raise
                 self._needs_whole = True
                 log.warning("%s; it is sent the whole version.", str(reason).rstrip("."))
-
-    def collect(self) -> Finished:
-        """Take in what was answered. Raises WorkerDied, or an error that ends the run."""
-        result = Finished()
-        for method, answer in self.answered():
-            if method == "started":
-                self.is_up = True
-            elif method == "load_weights":
-                self.version, self.is_cut = self._loading, False  # perhaps not the newest, which are sent next
-                self.loaded, self._needs_whole = answer, False
-            elif method == "snapshot":
-                self.begun = answer
-            elif method == "advance":
-                result = answer
-                self.num_left = answer.num_left + self._given_since
-                for index in [*(group.index for group in answer.groups), *answer.failed]:
-                    self.assigned.pop(index, None)
+            except WeightSyncError as reason:
+                if method != WHOLE:
+                    raise
+                # The learner has gone on meanwhile: this worker waits for the version that is published next.
+                log.warning("%s has no weights until the next version: %s", self.name, reason)
+                self._without, self._asked_whole_of = self._asked_whole_of, None
+            else:
+                result = self._take_in(method, answer) or result
         return result
+
+    def _take_in(self, method: str, answer: Any) -> Finished | None:
+        """One answer; what it finished, if it is one of `advance`."""
+        if method == "started":
+            self.is_up = True
+        elif method == WHOLE:
+            assert self._asked_whole_of is not None
+            self._whole, self._asked_whole_of = (self._asked_whole_of, answer), None
+        elif method == "load_weights":
+            self.version, self.is_cut = self._loading, False  # perhaps not the newest, which are sent next
+            self.loaded, self._needs_whole, self._whole = answer, False, None
+        elif method == "snapshot":
+            self.begun = answer
+        elif method == "advance":
+            finished: Finished = answer
+            for index in [*(group.index for group in finished.groups), *finished.failed]:
+                self.assigned.pop(index, None)
+            # Nothing is left if all was cancelled meanwhile, of which the worker may not know yet.
+            self.num_left = finished.num_left + self._given_since if self.assigned else 0
+            return finished
+        return None
 
     def overdue(self, seconds: float, start_seconds: float) -> str:
         """The method that it has not answered for so long, or ""; of one that starts, `start_seconds` count."""
         now, limit = time.monotonic(), seconds if self.is_up else start_seconds
-        late = [method for method, call in self.calls.items() if now - call.since > limit]
+        waits = ((method, call) for method, call in self.calls.items() if method != WHOLE and not call.future.done())
+        late = [method for method, call in waits if now - call.since > limit]
         return late[0].split()[0] if late else ""
 
     def restart(self) -> None:
         """Begin anew: without weights, with all groups still to be sent."""
-        self.calls, self.begun = {}, None
+        self.calls, self.begun, self.death = {}, None, None
         self.version, self.loaded, self.is_up, self.is_cut, self._needs_whole = None, None, False, False, False
+        self._asked_whole_of, self._whole, self._without = None, None, None
         self.unsent = sorted(self.assigned.values(), key=lambda request: request.index)
         self.num_left = sum(request.num_samples for request in self.unsent)
         self.worker.restart()

@@ -200,7 +200,7 @@ class RolloutWorker:
     def cut(self) -> None:
         """Put everything under way aside until the next weights, so that the engine's memory and time are free."""
         with self._between_steps:
-            for turn in [turn for name in self._under_way for turn in self._episodes.turns_of(name)]:
+            for turn in [turn for name in list(self._under_way) for turn in self._episodes.turns_of(name)]:
                 with suppress(InvalidRequest):  # none of it is in the engine
                     self._cut.append(self.engine.snapshot(turn))
                     self.engine.cancel([turn])

@@ -118,13 +118,16 @@ class WorkerPool:
 
     def give(self, station: Station, request: GroupRequest) -> None:
         """One more group for that worker."""
+        if not any(other.assigned for other in self.stations):
+            self._last_progress = time.monotonic()  # nobody could make any before
         station.give(request)
         self._to_order.add(station)
 
     def spread(self, requests: Sequence[GroupRequest]) -> None:
-        """Each request to the worker with the fewest groups, whether it is up or not."""
+        """Each request to the worker with the fewest groups, of those that are up if groups may move."""
         for request in requests:
-            self.give(min(self.staying, key=lambda station: len(station.assigned)), request)
+            up = [station for station in self.staying if station.is_up and self._moves_groups]
+            self.give(min(up or self.staying, key=lambda station: len(station.assigned)), request)
 
     def least_loaded(self, most: int) -> Station | None:
         """The worker with the fewest trajectories to sample of those that are up and have fewer than `most`."""
@@ -160,16 +163,14 @@ class WorkerPool:
         for station in [station for station in answered if not station.has_left]:
             self._to_order.add(station)
             was_up = station.is_up
-            try:
-                finished = station.collect()
-            except WorkerDied as error:
-                self._recover(station, error)
-                continue
+            finished = station.collect()
             groups += finished.groups
             failed |= finished.failed
             self.busy_seconds += finished.busy_seconds
             if finished.num_steps or finished.groups or finished.failed or was_up != station.is_up:
                 self._last_progress = time.monotonic()
+            if station.death is not None:
+                self._recover(station, station.death)
             self._let_go(station)
         return Finished(tuple(groups), failed)
 

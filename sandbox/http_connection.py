@@ -10,7 +10,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol, TypeVar
 
 from sandbox.http_messages import (
@@ -83,6 +83,13 @@ class HttpConnection(ABC):
         finally:
             if self._next_head is not None:
                 self._next_head.cancel()
+
+    async def leave(self) -> None:
+        """Close it when everything that was sent is out, for which the client has a minute."""
+        self._writer.close()
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_WRITE_SECONDS):
+                await self._writer.wait_closed()
 
     def drop(self) -> None:
         """Close it at once, which ends `serve`."""

@@ -96,6 +96,7 @@ class HttpServer:
         self._tasks.add(task)
         try:
             await connection.serve()
+            await connection.leave()
         except Exception:
             _log.exception("a connection to %s failed", self._name)
         finally:

@@ -2,8 +2,11 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 from launch.cli import main
+from launch.fleet_size import FleetSize, ask_for_workers, forget_wish
+from launch.run_folder import one_driver
 from tests.launch.test_async import ASYNC, check_that_nothing_was_lost, metrics_of
 
 
@@ -42,3 +45,21 @@ def test_only_a_run_under_way_can_be_given_workers_and_it_needs_one(tmp_path, ca
     assert "No run is under way in" in capsys.readouterr().err
     assert main(["workers", str(tmp_path), "0"]) == 1
     assert "needs at least 1 worker, got 0" in capsys.readouterr().err
+
+
+def test_a_wish_outlives_a_restart_within_the_process_and_no_longer(tmp_path):
+    """A run that starts again because its learner died has another FleetSize over the same folder."""
+
+    def wish_after_restart():
+        names, pool = (
+            [],
+            SimpleNamespace(staying=[SimpleNamespace(name="rollout-0")], add=lambda made: names.append(made)),
+        )
+        FleetSize(tmp_path, 1, lambda name: name).adjust(pool)
+        return names
+
+    with one_driver(tmp_path):
+        ask_for_workers(tmp_path, 3)
+        assert wish_after_restart() == wish_after_restart() == ["rollout-1", "rollout-2"]
+        forget_wish(tmp_path)
+        assert wish_after_restart() == []

@@ -167,3 +167,15 @@ def test_memory_between_tensors_is_sent_too_and_stays_zero(learner, threads):
     receive(Listener("rollout-0"), invitation, memory)
     sending.result(60)
     assert np.array_equal(memory.block, learner.memory.block) and threading.active_count() < 30
+
+
+def test_what_was_told_of_old_versions_is_forgotten(learner, threads):
+    listeners = [Listener("rollout-0"), Listener("rollout-1")]
+    sizes = []
+    for version in range(6):
+        reason, packages = broadcast(learner, threads, listeners, version)
+        assert reason == ""
+        for package in packages:
+            assert_is(package, version)
+        sizes.append(learner.sender._store.num_keys())
+    assert sizes[5] == sizes[2], f"the store grows with every version: {sizes}"

@@ -57,6 +57,12 @@ class Worker:
         return self.receiver.load(package, version)
 
 
+def done(result):
+    future = Future()
+    future.set_result(result)
+    return future
+
+
 class Learner:
     """Publishes changes, as launch/publisher.py does with sync.transport=changed_bytes."""
 
@@ -77,7 +83,7 @@ class Learner:
         else:
             package = find_changes(self.memory, self.records, self.weights.items(), version, 4)
             self.records = package.manifest.records
-        return service.load_weights(Publication(package, self.whole), version)
+        return service.load_weights(Publication(package, lambda: done(self.whole())), version)
 
 
 def service_of(*workers):
@@ -147,7 +153,7 @@ def test_a_worker_that_cannot_take_the_whole_either_is_an_error():
             raise NeedsWhole("it wants more")
 
     with pytest.raises(NeedsWhole, match="it wants more"):
-        service_of(Stubborn("a")).load_weights(Publication("part", lambda: "whole"), 1)
+        service_of(Stubborn("a")).load_weights(Publication("part", lambda: done("whole")), 1)
 
 
 def test_damage_is_not_answered_with_another_try():

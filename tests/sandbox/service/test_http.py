@@ -1,5 +1,6 @@
 """The service as any HTTP client sees it: answers, refusals, and clients that behave badly."""
 
+import asyncio
 import http.client
 import json
 import socket
@@ -7,6 +8,9 @@ import socket
 import pytest
 
 from sandbox import Program
+from sandbox.http_connection import HttpConnection
+from sandbox.http_server import HttpServer, bound_socket
+from sandbox.service_config import ServiceConfig
 
 LORIS = 12
 
@@ -242,3 +246,43 @@ def test_a_client_that_leaves_takes_its_programs_along(serve, ask, eventually):
     with lonely.pool() as pool:
         # Far less than the 250 s that the killed program would have gone on to sleep in the only cell.
         assert pool.submit(Program("print(2)")).result(timeout=60).stdout == b"2\n"
+
+
+class Blank(HttpConnection):
+    """Answers GET /n with n bytes."""
+
+    _is_closing = False
+
+    def _admit(self, head):
+        return 0
+
+    async def _fulfil(self, head, body):
+        await self._send_whole(b"x" * int(head.path[1:]))
+
+
+@pytest.mark.parametrize("header", [b"", b"Connection: close\r\n"], ids=["kept", "closed"])
+def test_the_last_answer_reaches_a_client_that_reads_slowly(header):
+    """Small buffers stand for a network that is slower than the answer is written."""
+    size = 60_000
+
+    async def received():
+        config = ServiceConfig(max_connections=9)
+        server = HttpServer(lambda reader, writer: Blank(reader, writer, config), config, "the test")
+        door = bound_socket("127.0.0.1", 0)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        await server.listen(door)
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+            client.connect(door.getsockname()[:2])
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(client, b"GET /%d HTTP/1.1\r\nHost: x\r\n" % size + header + b"\r\n")
+            await asyncio.sleep(0.1)
+            data = b""
+            async with asyncio.timeout(20):
+                while len(data.partition(b"\r\n\r\n")[2]) < size and (more := await loop.sock_recv(client, 65536)):
+                    data += more
+        await server.drain(asyncio.Event())
+        return len(data.partition(b"\r\n\r\n")[2])
+
+    assert asyncio.run(received()) == size
