@@ -4,6 +4,7 @@
 #   make train ARGS="steps=20 seed=2"   ... with Hydra overrides
 #   make test                        the tests          make check   lint, format, types, import directions
 #   make bench                       the benchmarks     make clean   remove .venv and caches, keep runs/
+#   make test-long                   what takes longer than that
 #   make test-vllm                   the engines on vLLM against the real one, in an environment of its own
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: train test test-vllm check bench clean constraints
+.PHONY: train test test-long test-vllm check bench clean constraints
 
 # A learner that needs a library of its own brings it along: make train ARGS="learner=deepspeed"
 LEARNER := $(filter deepspeed megatron,$(patsubst learner=%,%,$(ARGS)))
@@ -28,7 +29,10 @@ train: .venv/.installed $(LEARNER:%=.venv/.installed-%)
 	$(BIN)/cispo train $(ARGS)
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m "not slow and not gpu" $(ARGS)
+
+test-long: .venv/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .

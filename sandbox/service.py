@@ -9,6 +9,7 @@ sandbox/wire.py has the JSON, docs/sandbox_service.md the manual. Every request 
 from __future__ import annotations
 
 import asyncio
+import errno
 
 from sandbox.errors import SandboxError
 from sandbox.http_server import HttpServer, bound_socket, why_not
@@ -44,7 +45,7 @@ class Service(HttpServer):
         except OSError as error:
             raise SandboxError(
                 f"the sandbox service cannot listen on {host}:{port} ({why_not(error)}): choose another "
-                f"sandbox.service.port or sandbox.service.host"
+                f"sandbox.service.port{'' if error.errno == errno.EADDRINUSE else ' or sandbox.service.host'}"
             ) from error
 
     async def stop(self, hurry: asyncio.Event) -> None:

@@ -4,6 +4,8 @@ import threading
 import time
 from types import SimpleNamespace
 
+import pytest
+
 from launch.cli import main
 from launch.fleet_size import FleetSize, ask_for_workers, forget_wish
 from launch.run_folder import one_driver
@@ -27,6 +29,7 @@ def when_a_step_shows(folder, num_workers, act):
     return thread
 
 
+@pytest.mark.slow  # tests/rollout/test_service.py has workers come and go without processes
 def test_workers_join_and_leave_while_a_run_runs(tmp_path, small):
     """With a broadcast, which must know how many will come to it."""
     folder, num_steps = tmp_path / "a", 40

@@ -13,7 +13,11 @@ from launch.compose import compose
 from tests.launch.test_ray import killer
 
 SMALLEST = ClusterConfig(num_workers=1, object_store_mb=100)
-TRANSPORTS = ("object_store", "broadcast", "changed_bytes")
+TRANSPORTS = (
+    pytest.param("object_store", marks=pytest.mark.slow),  # as in tests/launch/test_ray.py, but for the bytes
+    "broadcast",
+    "changed_bytes",
+)
 OVER_RAY = ("cluster=local", "cluster.num_workers=2")
 
 
@@ -54,7 +58,7 @@ def test_a_run_is_the_same_whichever_transport_carries_the_weights(tmp_path, sma
         assert all(line["sync/bytes"] == whole_bytes for line in later)
 
 
-@pytest.mark.parametrize("transport", ["broadcast", "changed_bytes"])
+@pytest.mark.parametrize("transport", [pytest.param("broadcast", marks=pytest.mark.slow), "changed_bytes"])
 def test_a_worker_that_was_restarted_catches_up_with_the_whole_version(
     tmp_path, small, whole_run, lines_of, caplog, transport
 ):
@@ -66,6 +70,7 @@ def test_a_worker_that_was_restarted_catches_up_with_the_whole_version(
     assert without_bytes(lines_of(tmp_path / "a")) == without_bytes(lines_of(whole_run))
 
 
+@pytest.mark.slow
 def test_two_ranks_broadcast_what_they_gather_together(tmp_path, small, lines_of):
     overrides = small(tmp_path, *OVER_RAY, "learner.num_ranks=2", "learner.copies=sharded", "steps=3")
     assert main(["train", *overrides, "name=a", "sync.transport=broadcast"]) == 0
