@@ -72,15 +72,16 @@ class HttpServer:
         for connection in list(self._connections):
             if connection.is_silent:
                 connection.drop()
-        if self._tasks:
-            _log.info("%s is stopping: %d connections still have requests", self._name, len(self._tasks))
+        tasks = set(self._tasks)  # of its own, because each leaves the other as it ends
+        if tasks:
+            _log.info("%s is stopping: %d connections still have requests", self._name, len(tasks))
             hurried = asyncio.ensure_future(hurry.wait())
-            ended = asyncio.ensure_future(asyncio.wait(self._tasks))
+            ended = asyncio.ensure_future(asyncio.wait(tasks))
             await asyncio.wait(
                 {hurried, ended}, timeout=self._bounds.drain_seconds, return_when=asyncio.FIRST_COMPLETED
             )
             hurried.cancel()
-            for task in self._tasks:
+            for task in tasks:
                 task.cancel()
             await ended
 

@@ -286,3 +286,17 @@ def test_the_last_answer_reaches_a_client_that_reads_slowly(header):
         return len(data.partition(b"\r\n\r\n")[2])
 
     assert asyncio.run(received()) == size
+
+
+def test_a_connection_that_ends_as_the_server_stops_is_waited_for_all_the_same():
+    async def stop():
+        server = HttpServer(None, ServiceConfig(), "the test")
+        await server.listen(bound_socket("127.0.0.1", 0))
+
+        async def brief():
+            server._tasks.discard(asyncio.current_task())
+
+        server._tasks.add(asyncio.create_task(brief()))
+        await server.drain(asyncio.Event())
+
+    asyncio.run(stop())
