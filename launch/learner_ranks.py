@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, InvalidStateError, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -180,16 +182,27 @@ class LearnerRanks:
     def whole_package(self, version: int) -> Future[Any]:
         """A reference to the version that was packed last, for a worker that cannot take what `package` gave.
 
-        It raises as the other calls do, and WeightSyncError if another version was packed since.
+        It raises as the other calls do, the deadline too, and WeightSyncError if another version was packed since.
         """
         what = f"pack the whole of version {version}"
         made: Future[Any] = Future()
 
-        def pass_on(done: Future[Any]) -> None:
-            if made.set_running_or_notify_cancel():
-                error = done.exception()
-                made.set_exception(_most_telling([error], what)) if error else made.set_result(done.result())
+        def settle(method: Callable[[Any], None], value: Any) -> None:
+            with suppress(InvalidStateError):  # the answer and the deadline came together
+                method(value)
 
+        def pass_on(done: Future[Any]) -> None:
+            alarm.cancel()
+            error = done.exception()
+            if error is None:
+                settle(made.set_result, done.result())
+            else:
+                settle(made.set_exception, _most_telling([error], what))
+
+        late = _silence(self.deadline_seconds, [self.handles[0].name], what)
+        alarm = threading.Timer(self.deadline_seconds, settle, (made.set_exception, late))
+        alarm.daemon = True
+        alarm.start()
         self.handles[0].reference("whole_package", version).add_done_callback(pass_on)
         return made
 
@@ -238,11 +251,15 @@ class LearnerRanks:
             raise _most_telling([call.exception() for call in calls if call.done()], what)
         if pending:
             silent = [handle.name for handle, call in zip(self.handles, calls, strict=False) if call in pending]
-            raise DeadlineExceeded(
-                f"The driver waited {seconds:g} s for {', '.join(silent)} to {what}; look at the log, or raise "
-                f"cluster.update_seconds if the learner is that slow."
-            )
+            raise _silence(seconds, silent, what)
         return [call.result() for call in calls]
+
+
+def _silence(seconds: float, names: Sequence[str], what: str) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"The driver waited {seconds:g} s for {', '.join(names)} to {what}; look at the log, or raise "
+        f"cluster.update_seconds if the learner is that slow."
+    )
 
 
 def is_exchange_error(error: RuntimeError) -> bool:

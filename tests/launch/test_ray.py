@@ -4,7 +4,9 @@ import logging
 import os
 import signal
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -111,6 +113,13 @@ def test_deaths_and_deadlines_say_who_waited_for_whom():
         learner = LearnerRanks([handle], LearnerConfig(), deadline_seconds=60)
         VerifiedSync(learner, None, SyncConfig(), lambda: 1).publish(None, version=4)
     handle.stop()
+
+
+def test_a_learner_that_does_not_answer_for_the_whole_of_a_version_is_told_after_the_deadline():
+    silent = SimpleNamespace(name="learner-0", reference=lambda *_: Future())
+    made = LearnerRanks([silent], LearnerConfig(), deadline_seconds=0.1).whole_package(3)
+    with pytest.raises(DeadlineExceeded, match=r"waited 0.1 s for learner-0 to pack the whole of version 3"):
+        made.result(timeout=20)
 
 
 def test_a_killed_worker_costs_a_warning_and_nothing_else(tmp_path, small, whole_run, lines_of, caplog):
