@@ -209,7 +209,7 @@ class Listener:
             for number in group.broadcast(memory.block, invitation.bucket_bytes):
                 what = f"waited for bucket {number + 1} of {num_buckets} from learner-0"
         except (RuntimeError, ConnectionError) as error:
-            self._group = None
+            self._group, self._stores = None, {}  # the connection to the store may be what broke: the next is a new one
             raise NeedsWhole(
                 f"{self._name} lost the broadcast of version {manifest.version} after "
                 f"{time.monotonic() - begin:.0f} s, when it {what} ({_short(error)})"

@@ -68,6 +68,7 @@ class HttpConnection(ABC):
         self._patience = patience
         self._next_head: asyncio.Task[bytes] | None = None
         self._keeps_open = True
+        self._has_answered = False
         self.is_silent = True
         self.silent_since = time.monotonic()
 
@@ -77,7 +78,7 @@ class HttpConnection(ABC):
             while self._is_kept and (head := await self._head()) is not None:
                 self.is_silent = False
                 await self._answer(head)
-                self.is_silent, self.silent_since = True, time.monotonic()
+                self._has_answered, self.is_silent, self.silent_since = True, True, time.monotonic()
         except (ClientGone, OSError, EOFError):
             return
         finally:
@@ -119,7 +120,7 @@ class HttpConnection(ABC):
 
     async def _head(self) -> RequestHead | None:
         """The next request's head; None when there is none in time, or one that cannot be read, which is told."""
-        seconds = self._patience.request_seconds if self._next_head is None else self._patience.idle_seconds
+        seconds = self._patience.idle_seconds if self._has_answered else self._patience.request_seconds
         head, self._next_head = self._next_head or self._start_reading(), None
         try:
             async with asyncio.timeout(seconds):

@@ -4,10 +4,12 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from cispo.errors import NeedsWhole, WeightSyncError
 from rollout.broadcast import Listener, Sender
@@ -84,6 +86,19 @@ def test_a_restarted_worker_has_the_group_formed_anew(learner, threads):
     assert reason == "" and stays._group.key != key
     for package in packages:
         assert_is(package, 2)
+
+
+def test_a_broken_connection_to_the_store_costs_one_broadcast_and_not_all_that_follow(threads):
+    learner, listener = Learner(deadline=2), Listener("rollout-0")
+    gone = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    broken = dist.TCPStore("127.0.0.1", gone.port, is_master=False, timeout=timedelta(seconds=2))
+    del gone
+    listener._stores = {learner.invitation(0).address: broken}
+    with pytest.raises(NeedsWhole, match="lost the broadcast of version 0"):
+        receive(listener, learner.invitation(0))
+    reason, packages = broadcast(learner, threads, [listener], 1)
+    assert reason == ""
+    assert_is(packages[0], 1)
 
 
 def test_a_damaged_bucket_is_refused(learner, threads):

@@ -204,6 +204,17 @@ def test_a_request_that_dribbles_in_is_given_up(serve):
     assert raw(hasty, b"POST /run HT") == b"", "without a head there is nothing to answer"
 
 
+def test_an_idle_connection_is_closed_whatever_its_last_request_was(serve):
+    """A second request could come within a minute, but a connection that was answered has idle_seconds only."""
+    impatient = serve(idle_seconds=0.5)
+    with socket.create_connection(impatient.address, timeout=20) as connection:
+        connection.sendall(authorised(impatient, "GET /health HTTP/1.1"))
+        received = b""
+        while data := connection.recv(65536):
+            received += data
+    assert received.startswith(b"HTTP/1.1 200 ")
+
+
 def test_the_end_of_a_connection_in_a_request_is_no_trouble(service, ask):
     for data in (b"", b"POST", authorised(service, "POST /run HTTP/1.1", "Content-Length: 9") + b"{"):
         assert raw(service, data, shut=True) == b""
