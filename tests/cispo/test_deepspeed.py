@@ -182,6 +182,7 @@ def test_corrected_updates_with_replayed_experts_are_those_of_one(two, name):
     assert_corrected_agree(configure(name, 2), [rank[f"{name} corrected"] for rank in two])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["2", "3"])
 def test_four_ranks_too_with_more_rows_on_some_than_on_others(four, of_all, batches, name):
     assert_agree(of_case(four, name, batches), of_all[0])
@@ -225,6 +226,7 @@ def test_a_state_of_two_ranks_goes_on_in_the_local_learner(two, folder, of_all, 
     assert_agree(learn(back, batches), of_all[1])
 
 
+@pytest.mark.slow
 def test_a_state_of_two_ranks_in_stage_2_goes_on_in_four_in_stage_3(four, of_all, batches):
     assert_agree(of_case(four, "moved", batches), of_all[1])
 

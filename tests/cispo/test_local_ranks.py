@@ -92,6 +92,7 @@ def test_two_ranks_make_the_updates_of_one(two, batches, name):
     assert_agree(of_case(two, name, 2, batches), reference(batches))
 
 
+@pytest.mark.slow
 def test_four_ranks_too_with_more_rows_on_some_than_on_others(folder, batches):
     four = on_ranks(4, work, folder / "four", 4, ["whole", "sharded"])
     wanted = reference(batches)

@@ -1,6 +1,7 @@
 """The megatron learner under many layouts against the local one in one process; on CPUs by tests/model/megatron."""
 
 import dataclasses
+import functools
 import subprocess
 import sys
 import warnings
@@ -34,19 +35,34 @@ from tests.model.megatron import megatron_on_cpu
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
 
-TWO = {
-    "tensor": Layout(tensor=2),
-    "sequence": Layout(tensor=2, sequence_parallel=True),
-    "pipeline": Layout(pipeline=2),
-    "interleaved": Layout(pipeline=2, virtual_pipeline=2),
-    "expert": Layout(expert=2),
-    "data": Layout(),
-    "context": Layout(context=2),
+RUNS = {
+    "two": (
+        2,
+        {
+            "sequence": Layout(tensor=2, sequence_parallel=True),
+            "interleaved": Layout(pipeline=2, virtual_pipeline=2),
+            "expert": Layout(expert=2),
+            "context": Layout(context=2),
+        },
+    ),
+    "two more": (2, {"tensor": Layout(tensor=2), "pipeline": Layout(pipeline=2), "data": Layout()}),
+    "four": (
+        4,
+        {
+            "tensor-pipeline": Layout(tensor=2, pipeline=2),
+            "tensor-expert": Layout(tensor=2, expert=2),
+        },
+    ),
 }
-FOUR = {
-    "tensor-pipeline": Layout(tensor=2, pipeline=2),
-    "tensor-expert": Layout(tensor=2, expert=2),
-}
+"""By the start of processes that tries them: their number, and the layouts by name."""
+RUN_OF = {name: run for run, (_, layouts) in RUNS.items() for name in layouts}
+
+
+def marked(names):
+    """Parameters; layouts of the first run are tried by `make test`, the others take longer."""
+    return [pytest.param(name, marks=[] if RUN_OF[name] == "two" else pytest.mark.slow) for name in names]
+
+
 CORRECTED = ("sequence", "interleaved", "context", "tensor-expert")
 BALANCED = dataclasses.replace(SETTINGS, router_aux_coef=0.3)
 
@@ -108,8 +124,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(folder):
-    two, four = on_ranks(2, work, folder / "two", 2, TWO), on_ranks(4, work, folder / "four", 4, FOUR)
-    return {name: [rank[name] for rank in run] for run in (two, four) for name in run[0]}
+    """What a layout's ranks found; a run is made when the first of its layouts is asked for."""
+
+    @functools.cache
+    def ranks_of(run):
+        num_ranks, layouts = RUNS[run]
+        return on_ranks(num_ranks, work, folder / run, num_ranks, layouts)
+
+    return lambda name: [rank[name] for rank in ranks_of(RUN_OF[name.split()[0]])]
 
 
 @pytest.fixture(scope="module")
@@ -117,38 +139,40 @@ def wanted(batches):
     return reference(batches, BALANCED)
 
 
+def layout_config(name):
+    num_ranks, layouts = RUNS[RUN_OF[name]]
+    return config_of(layouts[name], num_ranks)
+
+
 def whole(found, name, batches):
-    layout = name.split()[0]
-    config = config_of((TWO | FOUR)[layout], 2 if layout in TWO else 4)
-    return together(config, found[name], batches)
+    return together(layout_config(name.split()[0]), found(name), batches)
 
 
-@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+@pytest.mark.parametrize("layout", marked(RUN_OF))
 def test_updates_are_those_of_one_process(found, wanted, batches, layout):
     assert_agree(whole(found, layout, batches), wanted)
 
 
-@pytest.mark.parametrize("layout", CORRECTED)
+@pytest.mark.parametrize("layout", marked(CORRECTED))
 def test_corrected_updates_with_replayed_experts_are_those_of_one_process(found, layout):
-    config = config_of((TWO | FOUR)[layout], 2 if layout in TWO else 4)
-    assert_corrected_agree(config, found[f"{layout} corrected"], BALANCED)
+    assert_corrected_agree(layout_config(layout), found(f"{layout} corrected"), BALANCED)
 
 
-@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+@pytest.mark.parametrize("layout", marked(RUN_OF))
 def test_balance_of_experts_is_told_as_by_one_process(found, wanted, batches, layout):
     for metrics, expected in zip(whole(found, layout, batches).metrics, wanted.metrics, strict=True):
         for name in ("moe/aux_loss", "moe/load_imbalance"):
             np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
 
 
-@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+@pytest.mark.parametrize("layout", marked(RUN_OF))
 def test_a_state_saved_under_one_layout_goes_on_under_another(found, batches, layout):
     learner = LocalLearner(make_lm(), learner_config())
     learn(learner, batches[:1], BALANCED)
     assert_agree(whole(found, f"{layout} resumed", batches[1:]), learn(learner, batches[1:], BALANCED))
 
 
-@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+@pytest.mark.parametrize("layout", marked(RUN_OF))
 def test_a_new_optimizer_forgets_the_moments(found, batches, layout):
     learner = LocalLearner(make_lm(), learner_config())
     learn(learner, batches, BALANCED)
@@ -156,13 +180,14 @@ def test_a_new_optimizer_forgets_the_moments(found, batches, layout):
     assert_agree(whole(found, f"{layout} anew", batches[:1]), learn(learner, batches[:1], BALANCED))
 
 
-@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+@pytest.mark.parametrize("layout", marked(RUN_OF))
 def test_the_export_is_the_policy(found, folder, batches, layout):
-    exported = load_pretrained(folder / ("two" if layout in TWO else "four") / f"export-{layout}")
+    exported = load_pretrained(folder / RUN_OF[layout] / f"export-{layout}")
     for name, weight in LocalLearner(exported, learner_config()).weights():
-        np.testing.assert_array_equal(weight, found[layout][0].weights[name])
+        np.testing.assert_array_equal(weight, found(layout)[0].weights[name])
 
 
+@pytest.mark.slow
 def test_expert_parts_equal_whole_experts(found, batches):
     """The same ranks with the same rows, experts on one or on both: no more than rounding between them."""
     parts, copies = (whole(found, name, batches) for name in ("expert", "data"))

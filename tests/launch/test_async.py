@@ -80,6 +80,7 @@ def test_a_killed_worker_s_groups_go_to_the_others(tmp_path, small, caplog):
     check_that_nothing_was_lost(tmp_path / "a", 6)
 
 
+@pytest.mark.slow
 def test_after_a_kill_of_everything_the_run_goes_on_with_its_partial_rollouts(tmp_path, small):
     """Long sequences on few slots, so that a checkpoint finds some half done."""
     overrides = small(

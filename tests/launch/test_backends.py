@@ -31,7 +31,7 @@ def one_ray():
         os.environ["PYTHONPATH"] = before or ""
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=["deepspeed", pytest.param("megatron", marks=pytest.mark.slow)])
 def run(request, tmp_path_factory, small):
     """The folder of a run that stopped after three steps and went on."""
     runs = tmp_path_factory.mktemp("backends")

@@ -32,6 +32,7 @@ class Resident:
         return ray.get_runtime_context().get_node_id()
 
 
+@pytest.mark.slow
 def test_what_there_is_once_is_near_the_driver_and_workers_and_sandboxes_are_spread(three_nodes):
     nodes, _ = three_nodes
     config = ClusterConfig(kind="ray", address=nodes.address, num_nodes=3)

@@ -122,6 +122,7 @@ def test_a_learner_that_does_not_answer_for_the_whole_of_a_version_is_told_after
         made.result(timeout=20)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_a_warning_and_nothing_else(tmp_path, small, whole_run, lines_of, caplog):
     killer("ray::rollout_1", tmp_path / "a", 2)
     with caplog.at_level(logging.WARNING):
@@ -154,6 +155,7 @@ def test_without_restarts_a_killed_learner_ends_the_run_which_then_goes_on(
     assert lines_of(tmp_path / "a") == lines_of(whole_run)
 
 
+@pytest.mark.slow
 def test_one_of_two_ranks_dies_and_the_run_goes_on_as_if_nothing_had_happened(tmp_path, small, lines_of, caplog):
     """The other rank only sees its connection close; whose death it was is what people read."""
     overrides = small(tmp_path, "cluster=local", "cluster.num_workers=1", "learner.num_ranks=2")

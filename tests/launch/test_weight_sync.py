@@ -44,7 +44,9 @@ def metrics_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(
+    "transport", [pytest.param(name, marks=[pytest.mark.slow] * (name == "changed_bytes")) for name in TRANSPORTS]
+)
 def test_a_run_is_the_same_whichever_transport_carries_the_weights(tmp_path, small, whole_run, lines_of, transport):
     assert main(["train", *small(tmp_path, "name=a", *OVER_RAY, f"sync.transport={transport}")]) == 0
     assert without_bytes(lines_of(tmp_path / "a")) == without_bytes(lines_of(whole_run))
