@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from cispo.learner.local import LocalLearner
 from cispo.types import Group, Prompt, Score, StopReason, Trajectory, Verdict
 from model import HybridConfig, HybridLM
+from tests.cispo import parity
 
 torch.set_num_threads(1)
 
@@ -66,3 +68,24 @@ def make_lm():
 @pytest.fixture(scope="session")
 def make_group():
     return build_group
+
+
+@pytest.fixture(scope="module")
+def batches():
+    """What learners on ranks are compared by."""
+    return parity.make_batches()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """For all that the ranks of a module write."""
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def of_one(folder, batches):
+    """A state after one update, written by one process, and what that process made of the others."""
+    learner = LocalLearner(parity.make_lm(), parity.learner_config())
+    parity.learn(learner, batches[:1])
+    learner.save(folder / "of-one")
+    return parity.learn(learner, batches[1:])

@@ -118,25 +118,6 @@ def alone(_, folder, names):
 
 
 @pytest.fixture(scope="module")
-def batches():
-    return make_batches()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("ranks")
-
-
-@pytest.fixture(scope="module")
-def of_one(folder, batches):
-    """A local state after one update, and what the local learner made of the others."""
-    learner = LocalLearner(make_lm(), learner_config())
-    learn(learner, batches[:1])
-    learner.save(folder / "of-one")
-    return learn(learner, batches[1:])
-
-
-@pytest.fixture(scope="module")
 def of_all(batches):
     """What the local learner makes of all batches, and then of all once more."""
     learner = LocalLearner(make_lm(), learner_config())

@@ -52,25 +52,6 @@ def work(ranks, folder, num_ranks, cases):
 
 
 @pytest.fixture(scope="module")
-def batches():
-    return make_batches()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("ranks")
-
-
-@pytest.fixture(scope="module")
-def of_one(folder, batches):
-    """A state after one update, written by one process, and what that process made of the others."""
-    learner = LocalLearner(make_lm(), learner_config())
-    learn(learner, batches[:1])
-    learner.save(folder / "of-one")
-    return learn(learner, batches[1:])
-
-
-@pytest.fixture(scope="module")
 def two(folder, of_one):
     return on_ranks(2, work, folder / "two", 2, list(CASES))
 

@@ -113,16 +113,6 @@ def joined(first, rest):
 
 
 @pytest.fixture(scope="module")
-def batches():
-    return make_batches()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("megatron")
-
-
-@pytest.fixture(scope="module")
 def found(folder):
     """What a layout's ranks found; a run is made when the first of its layouts is asked for."""
 
