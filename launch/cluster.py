@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -77,7 +79,8 @@ def wait_until_started(handles: list[Handle], seconds: float) -> None:
 def _start_ray(config: ClusterConfig) -> bool:
     """Start Ray on this machine, or join a cluster; False if this process had done so already, whose it then stays."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    if config.kind == "local":
+        lock_ray()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -87,6 +90,20 @@ def _start_ray(config: ClusterConfig) -> bool:
     elif is_ours:
         _start_here(config)
     return is_ours
+
+
+def lock_ray() -> None:
+    """Let nobody into the Ray that this process will start but who has its token: it is at a port, and runs code.
+
+    Ray reads these variables when it is imported, and all its processes inherit them; those that are set already stay.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    if "ray" in sys.modules:
+        log.warning("ray was imported before it was locked: who can reach this machine's ports can use it for this run")
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _start_here(config: ClusterConfig) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from launch.cluster import lock_ray
 from tests.launch.serving import Serving
 
+lock_ray()  # before a test imports ray
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes that a test starts must count as this one does
 
 REWARD = '''

@@ -3,12 +3,15 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from cispo.errors import ConfigError, DeadlineExceeded, WorkerDied
 from cispo.learner.config import LearnerConfig
@@ -28,6 +31,24 @@ def one_ray():
     """Ray is started once; the runs of this module find it and leave it as it is."""
     with cluster(SMALLEST):
         yield
+
+
+def joined(**environment):
+    """Whether another process of this machine may come in."""
+    program = f"import ray; ray.init({ray.get_runtime_context().gcs_address!r}); ray.get(ray.put(1))"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", program], env=inherited | environment, capture_output=True, text=True)
+    assert done.returncode == 0 or "Failed to connect" in done.stderr, done.stderr
+    return done.returncode == 0
+
+
+def test_only_who_has_its_token_gets_in():
+    token = os.environ["RAY_AUTH_TOKEN"]
+    with ThreadPoolExecutor() as tries:  # who is not let in tries for a while
+        friend = tries.submit(joined, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+        guesser = tries.submit(joined, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)
+        stranger = tries.submit(joined, RAY_AUTH_MODE="disabled")
+    assert friend.result() and not guesser.result() and not stranger.result()
 
 
 class Shelf:
