@@ -57,6 +57,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/sandbox_cells.py
 	$(BIN)/python benchmarks/sandbox_service.py
 	$(BIN)/python benchmarks/async.py
+	$(BIN)/python benchmarks/stale_states.py
 	$(BIN)/python benchmarks/weight_sync.py
 	$(BIN)/python benchmarks/faults.py
 
