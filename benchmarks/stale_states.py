@@ -3,9 +3,9 @@
     python benchmarks/stale_states.py                 about four minutes on one core
 
 A run of the embedded default is trained for `OLD` + 4 steps. An engine with the weights of step `OLD` begins to answer
-held-out prompts, gets the weights of 1, 2 or 4 steps later after `SWAP` tokens, and goes on. The tokens sampled after that are
-compared with what the learner of the new weights says of them, reading the whole sequence; a sequence that was begun by
-the new weights shows what is rounding alone. Results go to benchmarks/results/stale_states.json.
+held-out prompts, gets the weights of 1, 2 or 4 steps later after `SWAP` tokens, and goes on. The tokens sampled after
+that are compared with what the learner of the new weights says of them, reading the whole sequence; a sequence that was
+begun by the new weights shows what is rounding alone. Results go to benchmarks/results/stale_states.json.
 """
 
 from __future__ import annotations
