@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cispo.errors import ConfigError
 
-WANDB_MODES = ("disabled", "auto", "offline", "online")
+WANDB_MODES = ("disabled", "offline", "online")
 CLUSTERS = ("local", "inline", "ray")
 TRANSPORTS = ("object_store", "broadcast", "changed_bytes")
 
@@ -165,17 +165,10 @@ class TrackingConfig:
     """Where a run's numbers go, besides its own folder, which always has them.
 
     Attributes:
-        wandb: "disabled", "offline" (written below the run's folder, for `wandb sync`), "online", or "auto": online
-            with a login to W&B and offline without. The variable WANDB_MODE of the environment wins over the last
-            three.
+        wandb: "disabled", "offline" (written below the run's folder, for `wandb sync`) or "online". The variable
+            WANDB_MODE of the environment wins over the last two.
         project: W&B project.
         entity: W&B team or user; "" is the account's own.
-        group: of W&B runs that belong together, such as those of a sweep.
-        tags: of the W&B run.
-        notes: of the W&B run.
-        traces_every: steps between two tables of traces in W&B; 0 is none.
-        traces_per_table: how many of a step's written trajectories such a table shows.
-        upload_export: give W&B the trained policy as an artifact.
         console: show progress: a live bar on a terminal, plain lines elsewhere. False is silent.
         rollouts_per_step: how many trajectories are written per step; 0 is all that were trained on.
     """
@@ -183,12 +176,6 @@ class TrackingConfig:
     wandb: str = "disabled"
     project: str = "cispo"
     entity: str = ""
-    group: str = ""
-    tags: tuple[str, ...] = ()
-    notes: str = ""
-    traces_every: int = 20
-    traces_per_table: int = 16
-    upload_export: bool = False
     console: bool = True
     rollouts_per_step: int = 64
 
@@ -200,9 +187,5 @@ class TrackingConfig:
             faults.append('tracking.project must not be empty, because W&B needs one, e.g. "cispo".')
         if self.rollouts_per_step < 0:
             faults.append(f"tracking.rollouts_per_step must be 0 (all) or more; got {self.rollouts_per_step}.")
-        if self.traces_every < 0:
-            faults.append(f"tracking.traces_every must be 0 (never) or more; got {self.traces_every}.")
-        if self.traces_per_table < 1:
-            faults.append(f"tracking.traces_per_table must be at least 1; got {self.traces_per_table}.")
         if faults:
             raise ConfigError(*faults)

@@ -1,4 +1,4 @@
-"""Who is told how a run goes: its own files and the console, and W&B in wandb_tracker.py.
+"""Who is told how a run goes: its own files, the console and W&B, all behind cispo.protocols.Tracker.
 
 The files are the truth and may end the run when they cannot be written. The console and W&B are a service: what
 fails there costs one warning. metrics.jsonl has exactly one line per step, however often a run was killed and
@@ -7,18 +7,81 @@ resumed; for that the loop logs and evaluates a step before it saves the checkpo
 
 from __future__ import annotations
 
+import logging
+import math
 import os
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from configs.fleet import TrackingConfig
-from launch.run_files import json_lines, read_jsonl, rollout_files, write_atomically, write_summary
-from launch.run_tracker import RunTracker, Trackers
-from launch.wandb_tracker import WandbTracker
+from launch.run_files import json_lines, json_ready, read_jsonl, rollout_files, write_atomically, write_summary
+
+log = logging.getLogger("cispo.tracking")
+
+
+class RunTracker:
+    """A Tracker that listens to nothing; each tracker below overrides what concerns it."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The numbers of one step. A second call for the same step adds to the first (an evaluation)."""
+
+    def rollouts(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """The trajectories trained on at one step, made by cispo.records."""
+
+    def phase(self, name: str, done: int, total: int, **numbers: float) -> None:
+        """How far something outside the steps is: cold start, an evaluation. `done == total` ends it."""
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """The run is over and reached its end."""
+
+    def close(self) -> None:
+        """Let go of terminal and network, also after an error; harmless after `finish`."""
+
+
+class Trackers(RunTracker):
+    """Tells several trackers, in order. As a context manager it closes them however the run ends."""
+
+    def __init__(self, *trackers: RunTracker) -> None:
+        self.trackers = trackers
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """See RunTracker."""
+        for tracker in self.trackers:
+            tracker.log(step, metrics)
+
+    def rollouts(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """See RunTracker."""
+        for tracker in self.trackers:
+            tracker.rollouts(step, records)
+
+    def phase(self, name: str, done: int, total: int, **numbers: float) -> None:
+        """See RunTracker."""
+        for tracker in self.trackers:
+            tracker.phase(name, done, total, **numbers)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """See RunTracker."""
+        for tracker in self.trackers:
+            tracker.finish(summary)
+
+    def close(self) -> None:
+        """See RunTracker."""
+        for tracker in self.trackers:
+            tracker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def open_trackers(
@@ -28,7 +91,6 @@ def open_trackers(
     total_steps: int,
     resumed_step: int = 0,
     run_config: Mapping[str, Any] | None = None,
-    version: Mapping[str, str] | None = None,
 ) -> Trackers:
     """The trackers that `config` asks for.
 
@@ -38,13 +100,12 @@ def open_trackers(
         total_steps: steps of the whole run, for the progress bar.
         resumed_step: the step of the checkpoint that the run goes on from; files forget what came after it.
         run_config: the resolved configuration, shown by W&B.
-        version: of the code, shown by W&B.
     """
     trackers: list[RunTracker] = [JsonlTracker(run_folder, resumed_step=resumed_step)]
     if config.console:
         trackers.append(ConsoleTracker(total_steps))
     if config.wandb != "disabled":
-        trackers.append(WandbTracker(run_folder, config, run_config=run_config or {}, version=version))
+        trackers.append(WandbTracker(run_folder, config, run_config=run_config or {}))
     return Trackers(*trackers)
 
 
@@ -173,3 +234,76 @@ class ConsoleTracker(RunTracker):
         self._progress.update(self._bars[name], completed=done, total=total, numbers=numbers)
         if done >= total:
             self._progress.remove_task(self._bars.pop(name))
+
+
+class WandbTracker(RunTracker):
+    """Weights & Biases, the only user of wandb. Whatever fails in it costs one warning and the run goes on.
+
+    A resumed run continues the same W&B run, by the id saved in the run's folder. W&B ignores the steps that it has
+    already, so a replayed step is not drawn twice.
+    """
+
+    def __init__(self, run_folder: Path, config: TrackingConfig, *, run_config: Mapping[str, Any]) -> None:
+        self._run: Any = None
+        self._guard("start", lambda: self._start(run_folder, config, run_config))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Send the numbers that are finite; W&B merges calls of one step."""
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._guard("log", lambda: self._run.log(finite, step=step))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Add the summary and wait until everything is written or sent."""
+        self._guard("write the summary", lambda: self._run.summary.update(json_ready(summary)))
+        self._guard("finish", lambda: self._run.finish(exit_code=0))
+        self._run = None
+
+    def close(self) -> None:
+        """Mark the run as crashed, unless it finished."""
+        self._guard("finish", lambda: self._run.finish(exit_code=1))
+        self._run = None
+
+    def _start(self, run_folder: Path, config: TrackingConfig, run_config: Mapping[str, Any]) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            id=saved_run_id(run_folder),
+            name=run_folder.name,
+            project=config.project,
+            entity=config.entity or None,
+            dir=str(run_folder),
+            mode=os.environ.get("WANDB_MODE", config.wandb),  # type: ignore[arg-type]
+            resume="allow",
+            config=dict(run_config),
+            settings=wandb.Settings(
+                console="off",
+                quiet=True,
+                init_timeout=60,
+                login_timeout=60,
+                finish_timeout=120,
+                finish_timeout_raises=True,
+            ),
+        )
+
+    def _guard(self, what: str, call: Callable[[], object]) -> None:
+        """Call somebody else's program that may lack a network, a key or a disk: never let that end the run."""
+        if self._run is None and what != "start":
+            return
+        try:
+            call()
+        except Exception as error:
+            self._run = None
+            log.warning(
+                "W&B could not %s (%s: %s): the run goes on without it, and metrics.jsonl has every number.",
+                what,
+                type(error).__name__,
+                error,
+            )
+
+
+def saved_run_id(run_folder: Path) -> str:
+    """The W&B id of this run: made once, kept in the run's folder so that a resumed run is the same run."""
+    path = run_folder / "wandb_run_id"
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(4) + "\n")
+    return path.read_text(encoding="utf-8").strip()

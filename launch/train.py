@@ -24,16 +24,13 @@ from launch import build
 from launch.actors import Handle
 from launch.build import Data
 from launch.cluster import Place, cluster, wait_until_started
-from launch.code_version import code_version, write_version
 from launch.fleet_size import FleetSize, forget_wish, worker_name
 from launch.learner_ranks import LearnerDied, LearnerRanks, RankHost
 from launch.report import write_report
 from launch.run_folder import check_folder, one_driver, resume_hint, saved_config
-from launch.run_tracker import Trackers
 from launch.sandbox_actors import SandboxActors, shared_sandboxes
 from launch.summary import summarise
-from launch.trackers import open_trackers
-from launch.wandb_tracker import check_login
+from launch.trackers import Trackers, open_trackers
 from launch.weight_sync import VerifiedSync
 from model.layout_faults import check_layout
 from rewards.custom import CustomReward
@@ -134,15 +131,12 @@ def explain_guess(guess: Mapping[str, float]) -> list[str]:
 
 def open_run_trackers(config: RunConfig, folder: Path, checkpoints: FolderCheckpoints) -> Trackers:
     """The run's trackers; what they wrote after the checkpoint that the run goes on from is forgotten."""
-    version = code_version()
-    write_version(folder, version)
     return open_trackers(
         folder,
         config.tracking,
         total_steps=config.steps,
         resumed_step=max(checkpoints.steps(), default=-1),
         run_config=to_dict(config),
-        version=version,
     )
 
 
@@ -179,7 +173,6 @@ def check_machine(config: RunConfig) -> None:
         raise CheckpointError(f"model.path={config.model.path} is not a folder.")
     check_device(config.learner.device)
     check_installed(config.learner)
-    check_login(config.tracking)
     if config.learner.kind == "megatron":
         policy = build.make_policy(config, build.make_tokenizer(config))
         check_layout(policy.config, config.learner.layout, config.learner.num_ranks)
