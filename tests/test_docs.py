@@ -101,6 +101,7 @@ def test_the_reference_is_that_of_the_code(generator):
     assert generator.with_tables(page, generator.reference()) == page, (
         "docs/configs.md is out of date: run `python docs/generate_configs.py`"
     )
+    assert generator.KEYS.read_text() == generator.key_list(), "configs/keys.txt is out of date, as above"
 
 
 def test_the_tables_of_logic_tasks_are_those_of_the_code(monkeypatch):
