@@ -112,14 +112,14 @@ def _step(config: RunConfig) -> Pairs:
         yield "flat groups", "are dropped and not replaced (rollout.draw_limit=1), so updates get smaller"
     yield (
         "updates",
-        f"{count(updates, 'update')} of {config.groups_per_step / updates:g} groups = {trajectories / updates:g} trajectories, "
-        f"at most {short(tokens / updates)} tokens each",
+        f"{count(updates, 'update')} of {config.groups_per_step / updates:g} groups = {trajectories / updates:g} "
+        f"trajectories, at most {short(tokens / updates)} tokens each",
     )
+    share = math.ceil(rows / learner.num_shards)
     yield (
         "rows",
         f"about {rows} of {max(learner.max_row_tokens, longest)} tokens in such an update, "
-        f"{math.ceil(rows / learner.num_shards)} for each of the learner's {count(learner.num_shards, 'shard')}: so many "
-        f"forward and backward passes",
+        f"{share} for each of the learner's {count(learner.num_shards, 'shard')}: so many passes forward and backward",
     )
 
 
@@ -204,12 +204,19 @@ def _learner(config: RunConfig, shape: HybridConfig) -> Pairs:
         return
     whole, active = model_parameters(shape), active_parameters(shape)
     yield "parameters", f"{short(whole.total)}, {short(active.body + active.head)} of them for each token"
-    yield (
-        "memory of a rank",
-        f"{size(memory.total)}: weights {size(memory.weights)}, gradients {size(memory.gradients)}, "
-        f"moments and masters {size(memory.optimizer)}, activations {size(memory.activations)}, "
-        f"head {size(memory.head)}",
-    )
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "moments and masters": memory.optimizer,
+        "activations": memory.activations,
+        "head": memory.head,
+    }
+    yield "memory of a rank", f"{size(memory.total)}: {', '.join(f'{k} {size(v)}' for k, v in parts.items() if v)}"
+    if learner.kind == "deepspeed" and learner.deepspeed.offload_optimizer:
+        yield (
+            "in the host's memory",
+            "moments and masters" + (" and weights" if learner.deepspeed.offload_weights else ""),
+        )
 
 
 def _workers(config: RunConfig, shape: HybridConfig) -> Pairs:

@@ -19,6 +19,9 @@ from configs.schema import RunConfig
 from launch.compose import compose
 from launch.sweep import expand, run_names
 
+COMMAND = ("-m", "launch.cli")
+"""This program, for this interpreter."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -77,7 +80,7 @@ def _sweep_folder(configs: Sequence[RunConfig], overrides: Sequence[str]) -> Pat
 def run_sweep(jobs: Sequence[Job], tell: Callable[[str], None], *, debug: bool = False) -> None:
     """Make all runs. Raises CispoError with those that failed, after all others were made."""
     failed: list[str] = []
-    command = [sys.executable, "-m", "launch.cli", *(["--debug"] if debug else [])]
+    command = [sys.executable, *COMMAND, *(["--debug"] if debug else [])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry or "." for entry in sys.path)}
     for number, job in enumerate(jobs, start=1):
         tell(f"run {number} of {len(jobs)}: {job.folder} ({' '.join(job.overrides) or 'no overrides'})")

@@ -6,7 +6,7 @@ All checks are made, and all that fail are told at once. What they read on the w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,7 +36,24 @@ class Start:
 
 def check_start(config: RunConfig) -> Start:
     """Everything that training needs, or every reason why not: ConfigError, or what the only failing check raised."""
-    failed = [*_failures(config, (_check_training, *CHECKS))]
+    return _started(config, [*_failures(config, (_check_training, *MACHINE, *ANYWHERE))])
+
+
+def plan_here(config: RunConfig) -> Plan:
+    """What a run would do: what this very machine lacks for it is among the warnings. Raises as check_start."""
+    lacks = [f"not on this machine: {fault}" for error in _failures(config, MACHINE) for fault in _faults_in(error)]
+    failed = [*_failures(config, (_check_training, *ANYWHERE))]
+    plan = _started(config, failed).plan
+    return replace(plan, warnings=[*plan.warnings, *lacks])
+
+
+def check_machine(config: RunConfig) -> None:
+    """Refuse, before any process starts, what this machine cannot do for `cispo eval`."""
+    _raise([*_failures(config, (*MACHINE, *ANYWHERE))])
+
+
+def _started(config: RunConfig, failed: list[Exception]) -> Start:
+    """Data and plan, unless something has failed, or fails now; then everything is told."""
     data = None
     if not _lacks_folder(config):  # else it is told already, and whoever opens it would tell it again
         try:
@@ -48,11 +65,6 @@ def check_start(config: RunConfig) -> Start:
     _raise(failed)
     assert data is not None
     return Start(data, explain(config, facts_of(config, data)))
-
-
-def check_machine(config: RunConfig) -> None:
-    """Refuse, before any process starts, what this machine cannot do for `cispo eval` and `cispo serve`."""
-    _raise([*_failures(config, CHECKS)])
 
 
 def facts_of(config: RunConfig, data: Data) -> Facts:
@@ -75,8 +87,11 @@ def _raise(failed: list[Exception]) -> None:
     if len(failed) == 1:
         raise failed[0]
     if failed:
-        faults = [error.faults if isinstance(error, ConfigError) else (str(error),) for error in failed]
-        raise ConfigError(*dict.fromkeys(fault for told in faults for fault in told))
+        raise ConfigError(*dict.fromkeys(fault for error in failed for fault in _faults_in(error)))
+
+
+def _faults_in(error: Exception) -> tuple[str, ...]:
+    return error.faults if isinstance(error, ConfigError) else (str(error),)
 
 
 def check_device(key: str, device: str) -> None:
@@ -165,14 +180,8 @@ def _check_library(config: RunConfig) -> None:
     check_installed(config.learner)
 
 
-CHECKS = (
-    _check_sandbox,
-    _check_model_folder,
-    _check_devices,
-    _check_library,
-    _check_gpus,
-    _check_layout,
-    _check_reward,
-    _check_engine,
-)
-"""What any command with workers needs."""
+MACHINE = (_check_sandbox, _check_devices, _check_library, _check_gpus)
+"""What must be had where the command runs."""
+
+ANYWHERE = (_check_model_folder, _check_layout, _check_reward, _check_engine)
+"""What is right or wrong wherever it runs."""

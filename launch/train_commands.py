@@ -97,9 +97,9 @@ def run_plan(options: argparse.Namespace) -> int:
 
     from launch.compose import compose
     from launch.explain import table
-    from launch.start_checks import check_start
+    from launch.start_checks import plan_here
 
-    start = check_start(compose(options.overrides))
+    plan = plan_here(compose(options.overrides))
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(table(start.plan))
+    console.print(table(plan))
     return 0

@@ -57,7 +57,7 @@ def test_all_faults_of_a_sweep_are_told_at_once():
     assert "interval() is for optimisers" in faults[0]
     assert "names no value at all" in faults[1]
     assert "cannot be read" in faults[2]
-    assert "cannot be swept over" in faults[3]
+    assert "names no value at all" in faults[3]
 
 
 def test_names_say_what_differs_and_nothing_else():
