@@ -27,7 +27,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
         import argcomplete
 
         _offer(parser)
-        argcomplete.autocomplete(parser)
+        argcomplete.autocomplete(parser, always_complete_options=False)
 
 
 def _offer(parser: argparse.ArgumentParser) -> None:

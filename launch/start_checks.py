@@ -19,6 +19,7 @@ from launch.explain import Facts, Plan, explain
 from launch.messages import is_message
 from model.layout_faults import check_layout
 from rewards.custom import CustomReward
+from rollout.environments import environment_words
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def _started(config: RunConfig, failed: list[Exception]) -> Start:
     if not _lacks_folder(config):  # else it is told already, and whoever opens it would tell it again
         try:
             data = build.read_data(config)
+            build.make_sampling(config, data.tokenizer)
         except Exception as error:
             if not is_message(error):
                 raise
@@ -180,8 +182,12 @@ def _check_library(config: RunConfig) -> None:
     check_installed(config.learner)
 
 
+def _check_environment(config: RunConfig) -> None:
+    environment_words(config.episode)
+
+
 MACHINE = (_check_sandbox, _check_devices, _check_library, _check_gpus)
 """What must be had where the command runs."""
 
-ANYWHERE = (_check_model_folder, _check_layout, _check_reward, _check_engine)
+ANYWHERE = (_check_model_folder, _check_layout, _check_reward, _check_engine, _check_environment)
 """What is right or wrong wherever it runs."""

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
     ("prefix", "offers"),
     [
         ("model=ti", ["model=tiny", "model=tiny_ring"]),
-        ("model=tiny,hybrid_1", ["model=tiny,hybrid_1b"]),
+        ("model=tiny,hybrid_1", ["model=tiny,hybrid_16b", "model=tiny,hybrid_1b"]),
         ("group", ["groups_per_step=", "group_size="]),
         ("learner.max", ["learner.max_grad_norm=", "learner.max_row_tokens="]),
         ("learner.recompute=", ["learner.recompute=true", "learner.recompute=false"]),
