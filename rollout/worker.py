@@ -53,7 +53,8 @@ class SamplingConfig:
         faults = faults_of(check_schedule, "sampling.max_new_tokens", self.max_new_tokens)
         windows = self.max_new_tokens
         shortest = min(value for _, value in windows) if isinstance(windows, tuple) and not faults else windows
-        faults += [f"sampling: {fault}." for fault in self.at(Sampling(), 1).faults(vocab_size=1 << 31)]
+        tokens = Sampling(think_open_id=0, think_close_id=1)  # a tokenizer has its own
+        faults += [f"sampling: {fault}." for fault in self.at(tokens, 1).faults(vocab_size=1 << 31)]
         if isinstance(shortest, int | float) and shortest < 1:
             faults.append(f"sampling.max_new_tokens must be at least 1 at every step; got {shortest:g}.")
         if self.temperature <= 0.0:

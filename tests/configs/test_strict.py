@@ -242,6 +242,11 @@ def test_two_faults_of_one_group_are_told_together(changes, says):
         assert any(words in fault for fault in told.value.faults), told.value.faults
 
 
+def test_a_thinking_budget_may_be_set():
+    """It was refused for want of token ids, which only a tokenizer has."""
+    assert from_dict(RunConfig, {"sampling": {"thinking_budget": 5}}).sampling.thinking_budget == 5
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

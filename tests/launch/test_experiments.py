@@ -98,7 +98,7 @@ def test_every_experiment_is_of_the_list():
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in ON_GPUS[1:]] + ["one_gpu"])
 def test_an_experiment_runs_on_a_small_scale(name, tmp_path):
     """The same recipe with a tiny policy in one process; its GPUs, and what is large about it, are beyond a test."""
-    overrides = [f"experiment={name}", *SMALL, f"runs_folder={tmp_path}", "name=small"]
+    overrides = [f"experiment={name}", *NEEDED.get(name, []), *SMALL, f"runs_folder={tmp_path}", "name=small"]
     assert main(["train", *overrides]) == 0
     summary = json.loads((tmp_path / "small" / "summary.json").read_text())
     assert summary["steps"] == 1
