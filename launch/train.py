@@ -26,7 +26,6 @@ from launch.explain import lines
 from launch.fleet_size import FleetSize, forget_wish, worker_name
 from launch.learner_ranks import LearnerDied, LearnerRanks, RankHost
 from launch.report import write_report
-from launch.run_files import write_atomically
 from launch.run_folder import check_folder, one_driver, resume_hint, saved_config
 from launch.sandbox_actors import SandboxActors, shared_sandboxes
 from launch.start_checks import check_start
@@ -90,19 +89,17 @@ def _run(config: RunConfig, *, resume: bool, sft_only: bool, wrap: Wrap, is_agai
     checkpoints = FolderCheckpoints(folder / "checkpoints", config.checkpoints)
     check_folder(folder, checkpoints, resume=resume)
     start = check_start(config)
-    data = start.data
+    data, guess = start.data, guess_accuracy(start.data.held_out)
+    plan = [*lines(start.plan), *explain_guess(guess)]
     begin = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(one_driver(folder))
         if not is_again:
             forget_wish(folder)
-        stack.enter_context(saved_config(config, folder, checkpoints))
+        stack.enter_context(saved_config(config, plan, folder, checkpoints))
         stack.enter_context(resume_hint(folder, checkpoints))
         tracker = stack.enter_context(open_run_trackers(config, folder, checkpoints))
-        guess = guess_accuracy(data.held_out)
-        told = [*lines(start.plan), *explain_guess(guess)]
-        write_atomically(folder / "plan.txt", "\n".join(told) + "\n")
-        for line in told:
+        for line in plan:
             log.info(line)
         place = stack.enter_context(cluster(config.cluster))
         sandboxes = stack.enter_context(shared_sandboxes(config))

@@ -90,16 +90,24 @@ def test_what_a_worker_would_meet_is_met_at_the_start(overrides, says):
         check_start(compose(["task=chain", *overrides]))
 
 
-def test_what_the_tokenizer_lacks_and_an_environment_that_cannot_be_made_are_told_together(tmp_path):
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(f'{{"prompt": "{i}+1=", "reference": "{i + 1}"}}\n' for i in range(20)))
-    files = ["task=files", f"task.files.mine.path={prompts}", "sft.steps=0", "task.eval_fraction=0.5"]
-    told_by = ["sampling.thinking_budget=5", "learner.device=foo"]
+def test_an_environment_that_cannot_be_made_is_told_with_other_faults():
     with pytest.raises(ConfigError) as told:
-        check_start(compose([*files, *told_by]))
-    assert "'<think>' is none of them" in "\n".join(told.value.faults)
-    with pytest.raises(ConfigError, match=r"episode.environment=/nowhere.py:make cannot be made"):
-        check_start(compose([*files, "episode.environment=/nowhere.py:make"]))
+        check_start(compose(["task=chain", "episode.environment=/nowhere.py:make", "learner.device=foo"]))
+    text = "\n".join(told.value.faults)
+    assert text.count("episode.environment=/nowhere.py:make cannot be made") == 1
+    assert "learner.device=foo" in text
+
+
+def test_what_the_tokenizer_lacks_for_sampling_is_told_at_the_start(monkeypatch):
+    from model import ModelError, Tokenizer
+
+    def lacks(self, token):
+        raise ModelError(f"{token} is none of them")
+
+    monkeypatch.setattr(Tokenizer, "token_id", lacks)
+    check_start(compose(["task=chain"]))
+    with pytest.raises(ModelError, match="<think> is none of them"):
+        check_start(compose(["task=chain", "sampling.thinking_budget=5"]))
 
 
 def test_a_plan_names_what_this_machine_lacks_and_stops_at_what_no_machine_has():
