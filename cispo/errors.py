@@ -7,6 +7,9 @@ raised in a worker process and read on the driver.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 
 class CispoError(Exception):
     """Base of every error that is a message to the user rather than a defect; the command line prints it bare."""
@@ -23,6 +26,15 @@ class ConfigError(CispoError):
         if len(self.faults) == 1:
             return self.faults[0]
         return "\n".join(f"  {number}. {fault}" for number, fault in enumerate(self.faults, start=1))
+
+
+def faults_of(check: Callable[..., Any], *arguments: Any, **named: Any) -> list[str]:
+    """What `check(...)` refuses: the faults of the ConfigError that it raises, or none. So all can be told at once."""
+    try:
+        check(*arguments, **named)
+    except ConfigError as error:
+        return list(error.faults)
+    return []
 
 
 class DataError(CispoError):

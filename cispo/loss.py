@@ -49,31 +49,37 @@ def check_band(ratio_cap: float, ratio_floor: float) -> None:
     The numbers are the ratios themselves. Frameworks that name them epsilons make 0.2 mean a cap of 1.2 in one place
     and a cap of 0.2, a five times smaller loss, in another.
     """
+    faults = []
     if not ratio_cap >= 1.0:
-        raise ConfigError(
+        faults.append(
             f"ratio_cap must be at least 1, because it is the largest importance ratio itself and not an epsilon; "
             f"got {ratio_cap:g}. For a clip range of 1 + {ratio_cap:g} write ratio_cap={1 + ratio_cap:g}."
         )
     if not 0.0 <= ratio_floor <= 1.0:
-        raise ConfigError(
+        faults.append(
             f"ratio_floor must lie in [0, 1], because it is the smallest importance ratio itself; got {ratio_floor:g}. "
             f"0 means no floor, which is the published setting."
         )
+    if faults:
+        raise ConfigError(*faults)
 
 
 def check_mask(mask_above: float, mask_below: float) -> None:
     """Refuse a unified mask that cannot be meant; raises ConfigError. Its numbers are ratios too, not epsilons."""
+    faults = []
     if not mask_above >= 1.0:
-        raise ConfigError(
+        faults.append(
             f"mask_above must be at least 1, because it is the importance ratio itself above which tokens are dropped "
             f"and not an epsilon; got {mask_above:g}. For 1 + {mask_above:g} write mask_above={1 + mask_above:g}; "
             f"inf is off."
         )
     if not 0.0 <= mask_below <= 1.0:
-        raise ConfigError(
+        faults.append(
             f"mask_below must lie in [0, 1], because it is the importance ratio itself below which tokens are dropped; "
             f"got {mask_below:g}. 0 is off."
         )
+    if faults:
+        raise ConfigError(*faults)
 
 
 def cispo_loss(

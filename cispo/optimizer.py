@@ -25,10 +25,13 @@ class OptimizerConfig:
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
+        faults = []
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ConfigError(f"optimizer betas must lie in [0, 1); got {self.betas}.")
+            faults.append(f"optimizer betas must lie in [0, 1); got {self.betas}.")
         if self.eps <= 0.0 or self.weight_decay < 0.0:
-            raise ConfigError(
+            faults.append(
                 f"optimizer eps must be positive and weight_decay not negative; "
                 f"got {self.eps:g} and {self.weight_decay:g}."
             )
+        if faults:
+            raise ConfigError(*faults)

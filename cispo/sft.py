@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cispo.errors import CispoError, ConfigError
+from cispo.errors import CispoError, ConfigError, faults_of
 from cispo.optimizer import OptimizerConfig
 from cispo.packing import pack
 from cispo.protocols import Learner, Tracker
@@ -42,12 +42,14 @@ class SftConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(betas=(0.9, 0.98)))
 
     def __post_init__(self) -> None:
+        faults = faults_of(check_schedule, "sft.lr", self.lr, least=0.0)
         if self.steps < 0 or self.batch_size < 1 or self.log_every < 1:
-            raise ConfigError(
+            faults.append(
                 f"sft.steps must not be negative and sft.batch_size and sft.log_every must be at least 1; "
                 f"got {self.steps}, {self.batch_size} and {self.log_every}."
             )
-        check_schedule("sft.lr", self.lr, least=0.0)
+        if faults:
+            raise ConfigError(*faults)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from cispo.advantage import NORMALISATIONS, assign_credit, has_signal
 from cispo.alarms import AlarmConfig, Alarms, warn_of_drift
 from cispo.correction import CorrectionConfig, correct
 from cispo.describe import describe, num_trained
-from cispo.errors import CispoError, ConfigError, NoSignal
+from cispo.errors import CispoError, ConfigError, NoSignal, faults_of
 from cispo.evidence import save_batch
 from cispo.learner.config import LearnerConfig
 from cispo.loss import check_band, check_mask
@@ -92,19 +92,13 @@ class TrainerConfig:
             raise ConfigError(*faults)
 
     def _ratio_faults(self) -> list[str]:
-        faults: list[str] = []
-        try:
-            check_mask(self.mask_above, self.mask_below)
-        except ConfigError as error:
-            faults.extend(error.faults)
-        try:
-            check_schedule("ratio_cap", self.ratio_cap)
-            caps = [self.ratio_cap] if isinstance(self.ratio_cap, int | float) else [v for _, v in self.ratio_cap]
-            for cap in caps:
-                check_band(cap, self.ratio_floor)
-        except ConfigError as error:
-            faults.extend(error.faults)
-        return faults
+        faults = faults_of(check_mask, self.mask_above, self.mask_below)
+        faults += (schedule := faults_of(check_schedule, "ratio_cap", self.ratio_cap))
+        if schedule:
+            return faults
+        caps = [self.ratio_cap] if isinstance(self.ratio_cap, int | float) else [v for _, v in self.ratio_cap]
+        told = [fault for cap in caps for fault in faults_of(check_band, cap, self.ratio_floor)]
+        return [*faults, *dict.fromkeys(told)]
 
     def settings(self, learner: LearnerConfig, step: int, temperature: float) -> UpdateSettings:
         """The schedules' values for the updates of the step made after `step` finished ones."""

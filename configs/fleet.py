@@ -21,6 +21,9 @@ class ClusterConfig:
         address: of that cluster, host:port of its head; "auto" is what RAY_ADDRESS says, or the one on this machine.
         num_nodes: of that cluster, waited for before anything is placed.
         num_workers: rollout workers, each with an engine and its scorers.
+        gpus_per_worker: GPUs that Ray keeps for each worker, for engine.device=cuda; a part of one is shared.
+        gpus_per_node: GPUs of a node, so that a run that asks for more is refused; 0 does not say.
+        gpu_gb: memory of one GPU in GB (10^9 bytes), which `cispo plan` compares its arithmetic with.
         num_threads: torch threads of each worker.
         object_store_mb: Ray's shared memory for weights, in MiB, where this run starts Ray.
         start_seconds: how long nodes and actors may take to start.
@@ -32,6 +35,9 @@ class ClusterConfig:
     address: str = "auto"
     num_nodes: int = 1
     num_workers: int = 2
+    gpus_per_worker: float = 0.0
+    gpus_per_node: int = 0
+    gpu_gb: float = 80.0
     num_threads: int = 1
     object_store_mb: int = 256
     start_seconds: float = 180.0
@@ -54,6 +60,15 @@ class ClusterConfig:
             )
         if self.learner_restarts < 0:
             faults.append(f"cluster.learner_restarts must not be negative; got {self.learner_restarts}.")
+        if min(self.gpus_per_worker, self.gpus_per_node) < 0 or self.gpu_gb <= 0:
+            faults.append(
+                f"cluster.gpus_per_worker and gpus_per_node must not be negative and gpu_gb must be positive; got "
+                f"{self.gpus_per_worker:g}, {self.gpus_per_node} and {self.gpu_gb:g}."
+            )
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            faults.append(
+                f"cluster.gpus_per_worker is a part of one GPU or a whole number of them; got {self.gpus_per_worker:g}."
+            )
         if self.object_store_mb < 80:
             faults.append(
                 f"cluster.object_store_mb must be at least 80, which Ray asks for; got {self.object_store_mb}."

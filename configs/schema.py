@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cispo.checkpoint import CheckpointConfig
-from cispo.errors import ConfigError
+from cispo.errors import ConfigError, faults_of
 from cispo.evaluate import EvaluationConfig
 from cispo.learner.config import LearnerConfig
 from cispo.schedule import value_at
 from cispo.sft import SftConfig
 from cispo.trainer import TrainerConfig
 from configs.fleet import ClusterConfig, ServeConfig, SyncConfig, TrackingConfig
+from configs.strict import CrossChecks
 from model.config import HybridConfig
 from rewards.reward import RewardsConfig
 from rollout.engine_config import EngineConfig
@@ -86,39 +87,84 @@ class RunConfig(TrainerConfig):
     serve: ServeConfig = field(default_factory=ServeConfig)
 
     def __post_init__(self) -> None:
-        faults: list[str] = []
-        try:
-            super().__post_init__()
-        except ConfigError as error:
-            faults.extend(error.faults)
-        if not self.name or self.name in (".", "..") or "/" in self.name:
-            faults.append(f"name must be a plain folder name below {self.runs_folder!r}; got {self.name!r}.")
-        longest = self.longest_window
-        if longest >= self.engine.max_length:
-            faults.append(
-                f"engine.max_length must exceed sampling.max_new_tokens, because it counts the prompt too; got "
-                f"{self.engine.max_length} and {longest:g}."
-            )
-        faults += self._episode_faults()
-        taken = sorted({*self.task.mixture, *self.task.files} & {*self.rewards.weights, "correct"})
-        if taken:
-            faults.append(
-                f"a task may not be named like a part of the reward, because both are logged as reward/<name>/mean; "
-                f"got {', '.join(taken)}."
-            )
-        faults += self._inline_faults()
-        if self.correction.replay_experts and self.engine.kind != "hybrid":
-            faults.append(
-                f"correction.replay_experts=true learns with the experts that were chosen in sampling, which "
-                f"engine.kind={self.engine.kind} does not tell; use engine=hybrid, or switch it off."
-            )
-        if self.sft.steps and not self._demonstrating_tasks():
-            faults.append(
-                f"sft.steps={self.sft.steps} asks for a cold start, but sets of files hold no demonstrations; start "
-                f"from a trained policy with sft.steps=0 model.path=..., or name tasks in task.demonstration_mixture."
-            )
+        faults = faults_of(super().__post_init__)
+        for _, check in self.cross_checks():
+            faults += check(self)
         if faults:
             raise ConfigError(*faults)
+
+    @classmethod
+    def cross_checks(cls) -> CrossChecks[RunConfig]:
+        """What fields must be to each other: (those that a check looks at, the check).
+
+        So `from_dict` makes the checks whose fields are right although others are wrong, and tells all faults at once.
+        """
+        return (
+            (("name", "runs_folder"), cls._name_faults),
+            (("engine", "sampling", "steps"), cls._window_faults),
+            (("engine", "sampling", "steps", "episode"), cls._episode_faults),
+            (("task", "rewards"), cls._task_name_faults),
+            (("cluster", "sandbox", "learner", "sync"), cls._inline_faults),
+            (("cluster", "learner", "engine"), cls._gpu_faults),
+            (("engine", "correction"), cls._engine_faults),
+            (("sft", "task"), cls._sft_faults),
+        )
+
+    def _name_faults(self) -> list[str]:
+        if self.name and self.name not in (".", "..") and "/" not in self.name:
+            return []
+        return [f"name must be a plain folder name below {self.runs_folder!r}; got {self.name!r}."]
+
+    def _window_faults(self) -> list[str]:
+        longest = self.longest_window
+        if longest < self.engine.max_length:
+            return []
+        return [
+            f"engine.max_length must exceed sampling.max_new_tokens, because it counts the prompt too; got "
+            f"{self.engine.max_length} and {longest:g}."
+        ]
+
+    def _task_name_faults(self) -> list[str]:
+        taken = sorted({*self.task.mixture, *self.task.files} & {*self.rewards.weights, "correct"})
+        if not taken:
+            return []
+        return [
+            f"a task may not be named like a part of the reward, because both are logged as reward/<name>/mean; "
+            f"got {', '.join(taken)}."
+        ]
+
+    def _engine_faults(self) -> list[str]:
+        if not self.correction.replay_experts or self.engine.kind == "hybrid":
+            return []
+        return [
+            f"correction.replay_experts=true learns with the experts that were chosen in sampling, which "
+            f"engine.kind={self.engine.kind} does not tell; use engine=hybrid, or switch it off."
+        ]
+
+    def _sft_faults(self) -> list[str]:
+        if not self.sft.steps or self._demonstrating_tasks():
+            return []
+        return [
+            f"sft.steps={self.sft.steps} asks for a cold start, but sets of files hold no demonstrations; start "
+            f"from a trained policy with sft.steps=0 model.path=..., or name tasks in task.demonstration_mixture."
+        ]
+
+    def _gpu_faults(self) -> list[str]:
+        """Devices that parts ask for, and those that there are to be."""
+        faults, cluster = [], self.cluster
+        there = cluster.num_nodes * cluster.gpus_per_node
+        if there and (needed := self.learner_gpus + self.worker_gpus) > there:
+            faults.append(
+                f"the learner's {self.learner_gpus} GPUs and the workers' {self.worker_gpus:g} are {needed:g}, but "
+                f"cluster.num_nodes={cluster.num_nodes} of cluster.gpus_per_node={cluster.gpus_per_node} have {there}; "
+                f"take fewer learner.num_ranks, cluster.num_workers or cluster.gpus_per_worker, or more nodes."
+            )
+        if cluster.gpus_per_worker and cluster.kind == "inline":
+            faults.append(
+                f"cluster.gpus_per_worker={cluster.gpus_per_worker:g} is for processes of their own, and "
+                f"cluster.kind=inline has one for everything; set 0 (engine.device says which device samples)."
+            )
+        return faults
 
     def _inline_faults(self) -> list[str]:
         """What needs several processes."""
@@ -161,6 +207,16 @@ class RunConfig(TrainerConfig):
         return [name for name, weight in mixture.items() if weight > 0 and name not in self.task.files]
 
     @property
+    def learner_gpus(self) -> int:
+        """GPUs that Ray keeps for the learner's ranks: one each; one rank alone may choose among all of its node."""
+        return self.learner.num_ranks if self.learner.num_ranks > 1 and self.learner.device.startswith("cuda") else 0
+
+    @property
+    def worker_gpus(self) -> float:
+        """GPUs that Ray keeps for the rollout workers."""
+        return self.cluster.num_workers * self.cluster.gpus_per_worker
+
+    @property
     def longest_trajectory(self) -> int:
         """The most tokens of a trajectory, prompt and observations included."""
         return self.episode.max_tokens or self.engine.max_length
@@ -169,63 +225,3 @@ class RunConfig(TrainerConfig):
     def longest_window(self) -> int:
         """The longest length limit of any step, in tokens."""
         return int(max(value_at(self.sampling.max_new_tokens, step) for step in range(self.steps + 1)))
-
-
-def explain(config: RunConfig) -> list[str]:
-    """What the settings mean together, for the first lines of a run: counts, staleness, and the band of the ratio."""
-    trajectories = config.groups_per_step * config.group_size
-    groups_per_update = config.groups_per_step / config.updates_per_step
-    lines = [
-        f"{config.steps} steps of {config.groups_per_step} prompts x {config.group_size} samples = {trajectories} "
-        f"trajectories, trained in {config.updates_per_step} updates of {groups_per_update:g} groups",
-        f"importance ratio clipped to [{config.ratio_floor:g}, {value_at(config.ratio_cap, 0):g}]{_mask_text(config)}; "
-        f"trajectories up to {config.max_staleness} versions old, plus {config.updates_per_step - 1} updates in a step",
-    ]
-    if config.learner.num_ranks > 1:
-        lines.append(_learner_text(config.learner))
-    lines += _correction_texts(config)
-    if config.updates_per_step == 1 and config.max_staleness == 0:
-        lines.append(
-            "warning: with one update per step and no staleness every ratio is 1, so ratio_cap, ratio_floor and the "
-            "mask do nothing; raise updates_per_step or max_staleness if you meant to train off-policy"
-        )
-    return lines
-
-
-def _correction_texts(config: RunConfig) -> list[str]:
-    correction, lines = config.correction, []
-    if correction.ratio_against == "proximal":
-        lines.append(
-            f"the ratio is against the weights at the start of the step; each token also weighs "
-            f"min(proximal/behaviour, {correction.cap:g})"
-        )
-    if correction.ratio_against == "proximal" and config.updates_per_step == 1 and config.max_staleness > 0:
-        lines.append(
-            "warning: with one update per step the ratio against the proximal policy is always 1, so ratio_cap, "
-            "ratio_floor and the mask do nothing; raise updates_per_step or take correction.ratio_against=behaviour"
-        )
-    for kind, is_on in (("token", correction.masks_tokens), ("sequence", correction.masks_sequences)):
-        if is_on:
-            below, above = getattr(correction, f"{kind}_mask_below"), getattr(correction, f"{kind}_mask_above")
-            lines.append(f"{kind}s whose proximal/behaviour is outside [{below:g}, {above:g}] are rejected")
-    if correction.replay_experts:
-        lines.append("the experts visited in sampling are visited in learning")
-    return lines
-
-
-def _learner_text(learner: LearnerConfig) -> str:
-    how = {
-        "local": f"{learner.copies} copies",
-        "deepspeed": f"ZeRO stage {learner.deepspeed.stage}",
-        "megatron": str(learner.layout),
-    }[learner.kind]
-    return (
-        f"learner: {learner.kind} on {learner.num_ranks} ranks ({how}); an update's rows, at most "
-        f"{learner.max_row_tokens} tokens each, in {learner.num_shards} shards"
-    )
-
-
-def _mask_text(config: RunConfig) -> str:
-    if config.mask_above == float("inf") and config.mask_below == 0.0:
-        return ", every token keeps its gradient"
-    return f", tokens outside [{config.mask_below:g}, {config.mask_above:g}] that would move further out are dropped"

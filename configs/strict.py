@@ -11,12 +11,15 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from cispo.errors import ConfigError
 
 T = TypeVar("T")
+
+CrossChecks = tuple[tuple[tuple[str, ...], Callable[[T], list[str]]], ...]
+"""(names of fields, what is wrong between them); the `cross_checks()` of a dataclass."""
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], *, path: str = "") -> T:
@@ -69,11 +72,32 @@ def _build(cls: Any, values: Any, path: str, faults: list[str]) -> Any:
                 arguments[name] = converted
     if len(faults) == num_before:
         return _instance(cls, arguments, path, faults)
-    for parent in cls.__mro__[1:]:  # what a parent class says of its own fields holds whatever else is wrong
-        own = [field.name for field in dataclasses.fields(parent)] if dataclasses.is_dataclass(parent) else []
-        if own and all(name in arguments or name not in values for name in own):
-            _instance(parent, {name: arguments[name] for name in own if name in arguments}, path, faults)
+    _check_the_rest(cls, arguments, [name for name in names if name in values and name not in arguments], path, faults)
     return None
+
+
+def _check_the_rest(cls: Any, arguments: Mapping[str, Any], wrong: Sequence[str], path: str, faults: list[str]) -> None:
+    """What holds whatever `wrong` fields are: what a parent says of its own, and what others are together."""
+    for parent in cls.__mro__[1:]:
+        own = [field.name for field in dataclasses.fields(parent)] if dataclasses.is_dataclass(parent) else []
+        if own and not {*own} & {*wrong}:
+            _instance(parent, {name: arguments[name] for name in own if name in arguments}, path, faults)
+    if hasattr(cls, "cross_checks"):
+        faults += _cross_faults(cls, arguments, wrong)
+
+
+def _cross_faults(cls: Any, arguments: Mapping[str, Any], wrong: Sequence[str]) -> list[str]:
+    """What is wrong between those fields of `cls` that by themselves are not."""
+    partial = object.__new__(cls)
+    for field in dataclasses.fields(cls):
+        if field.name not in wrong:
+            value = arguments[field.name] if field.name in arguments else _default(field)
+            object.__setattr__(partial, field.name, value)
+    return [fault for needed, check in cls.cross_checks() if not {*needed} & {*wrong} for fault in check(partial)]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 
 def _instance(cls: Any, arguments: Mapping[str, Any], path: str, faults: list[str]) -> Any:

@@ -1,4 +1,5 @@
-"""Writes the tables of docs/scaling.md from the formulas of model/sizes.py, model/memory.py and launch/publish_time.py.
+"""Writes the tables of docs/scaling.md from the formulas of model/sizes.py, model/memory.py, launch/estimate.py and
+launch/publish_time.py.
 
 python docs/generate_scaling.py
 """
@@ -12,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from launch.compose import compose
+from launch.estimate import learner_memory, worker_memory
 from launch.publish_time import (
     Links,
     chain_seconds,
@@ -121,6 +123,26 @@ def layouts() -> str:
     return _table([*header, "weights", "gradients", "optimizer", "activations", "head", "GB in all"], rows)
 
 
+EXPERIMENTS = {"one_gpu": [], "node": [], "m1_like": ["engine.server.urls=[http://sampler:8000]"]}
+
+
+def experiments() -> str:
+    """Bytes of a rank of the learner and of a rollout worker, in GB, of the experiments on GPUs."""
+    rows = []
+    for name, needed in EXPERIMENTS.items():
+        config = compose([f"experiment={name}", *needed])
+        rank, worker = learner_memory(config, config.model.shape), worker_memory(config, config.model.shape)
+        assert rank, "the family of these is known"
+        parts = (rank.weights, rank.gradients, rank.optimizer, rank.activations, rank.head)
+        both = rank.total + (worker.total if worker else 0)
+        largest = both if not config.learner_gpus else max(rank.total, worker.total if worker else 0)
+        sampling = (f"{worker.weights / GB:.1f}", f"{worker.states / GB:.1f}") if worker else ("", "")
+        gpus = f"{config.learner_gpus or 'shared'}, {config.worker_gpus:g}"
+        rows.append([f"`{name}`", gpus, *(f"{part / GB:.1f}" for part in parts), *sampling, f"**{largest / GB:.1f}**"])
+    header = ["experiment", "GPUs: learner, workers", "weights", "gradients", "optimizer", "activations", "head"]
+    return _table([*header, "worker: weights", "states, keys, values", "GB of a GPU"], rows)
+
+
 def bubbles() -> str:
     """The part of an update that ranks wait, in percent."""
     counts = (8, 16, 32, 64, 128)
@@ -219,6 +241,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "models": models,
     "layouts": layouts,
+    "experiments": experiments,
     "bubbles": bubbles,
     "traffic": traffic,
     "publishes": publishes,

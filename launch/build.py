@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import importlib
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,11 +46,13 @@ class Data:
         tokenizer: of the policy.
         prompts: the endless training stream.
         held_out: the prompts of evaluation, of every task.
+        train_rows: number of training prompts of each set of files.
     """
 
     tokenizer: Tokenizer
     prompts: PromptSource
     held_out: Sequence[Prompt]
+    train_rows: Mapping[str, int]
 
 
 def read_data(config: RunConfig) -> Data:
@@ -67,7 +69,8 @@ def read_data(config: RunConfig) -> Data:
     held_out = eval_sets(
         config.task, tokenizer, config.evaluation.num_prompts, seed=0, file_sets=file_sets, limit=limit
     )
-    return Data(tokenizer, prompts, [prompt for prompts in held_out.values() for prompt in prompts])
+    train_rows = {name: len(rows.train) for name, rows in file_sets.items()}
+    return Data(tokenizer, prompts, [prompt for prompts in held_out.values() for prompt in prompts], train_rows)
 
 
 def prompt_limit(config: RunConfig) -> PromptLimit:
@@ -162,7 +165,8 @@ def make_engine(config: RunConfig, tokenizer: Tokenizer) -> Engine:
     from rollout.engine import HybridEngine
 
     records = config.correction.replay_experts
-    return HybridEngine(make_policy(config, tokenizer).lm(), config.engine, records_experts=records)
+    lm = make_policy(config, tokenizer).lm().to(config.engine.device)
+    return HybridEngine(lm, config.engine, records_experts=records)
 
 
 def custom_engine(path: str) -> Callable[[RunConfig, Tokenizer], Engine]:

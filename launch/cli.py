@@ -12,15 +12,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.completion import add_completion_command, complete
 from launch.messages import is_message
 from launch.sandbox_commands import add_sandbox_commands
+from launch.train_commands import (
+    SettingsParser,
+    add_plan,
+    add_train_options,
+    check_together,
+    print_config,
+    run_multirun,
+)
 
 if TYPE_CHECKING:  # importing it costs seconds that `cispo --help` need not take
     from configs.schema import RunConfig
 
 OVERRIDES_HELP = (
     "key=value settings, e.g. steps=20 seed=2 learner.lr=1e-4 task=program cluster=inline; "
-    "`cispo train --cfg` prints them all"
+    "`cispo train --cfg job` prints them all"
 )
 
 
@@ -28,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the `cispo` command; returns the exit status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     parser = make_parser()
+    complete(parser)
     options = _parse(parser, arguments)
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.INFO, format="%(message)s", stream=sys.stderr)
     if options.debug:
@@ -57,7 +67,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
 
 def make_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = SettingsParser(
         prog="cispo",
         description="Train reasoning models by reinforcement learning with CISPO, from a laptop to a cluster.",
         epilog="`cispo <command> --help` tells more of each.",
@@ -67,9 +77,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="cold start and RL; with no override, the embedded default")
     train.add_argument("--resume", metavar="RUN", type=Path, help="go on with runs/<name> from its newest checkpoint")
-    train.add_argument("--cfg", action="store_true", help="print the resolved configuration and stop")
+    add_train_options(train)
     train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
     train.set_defaults(run=run_train)
+    add_plan(commands, OVERRIDES_HELP)
 
     sft = commands.add_parser("sft", help="the cold start alone; exports the policy")
     sft.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES_HELP)
@@ -115,6 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
     runs.set_defaults(run=run_runs)
 
     add_sandbox_commands(commands, OVERRIDES_HELP)
+    add_completion_command(commands)
     return parser
 
 
@@ -168,7 +180,9 @@ def _add_policy(parser: argparse.ArgumentParser) -> None:
 
 def run_train(options: argparse.Namespace) -> int:
     """`cispo train`."""
-    from configs.strict import to_dict
+    check_together(options)
+    if options.multirun:
+        return run_multirun(options)
     from launch.compose import compose, load_config
     from launch.train import run_training
 
@@ -182,9 +196,7 @@ def run_train(options: argparse.Namespace) -> int:
     else:
         config = with_free_name(compose(options.overrides), options.overrides)
     if options.cfg:
-        import yaml
-
-        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
+        print_config(config, options.package)
         return 0
     folder = run_training(config, resume=bool(options.resume))
     print_whereabouts(folder)
@@ -267,19 +279,9 @@ def run_audit(options: argparse.Namespace) -> int:
 
 def run_runs(options: argparse.Namespace) -> int:
     """`cispo runs`."""
-    from rich.console import Console
+    from launch.runs import show
 
-    from launch.runs import LocalRun, find_runs, overview, side_by_side
-
-    folders = options.folders or [Path("runs")]
-    if all((folder / "config.yaml").is_file() for folder in folders):
-        runs = [LocalRun(folder) for folder in folders]
-        tables = side_by_side(runs) if len(runs) > 1 else [overview(runs)]
-    else:
-        tables = [overview([run for folder in folders for run in find_runs(folder)])]
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    for table in tables:
-        console.print(table)
+    show(options.folders or [Path("runs")])
     return 0
 
 

@@ -16,10 +16,8 @@ from typing import Any
 from cispo.errors import CheckpointError, ConfigError
 from configs.schema import RunConfig
 from configs.strict import from_dict, nearest, to_dict
+from launch.config_tree import CONFIGS, GROUPS, choices
 from launch.run_files import write_atomically
-
-GROUPS = ("model", "task", "rewards", "sandbox", "learner", "cluster", "engine", "tracking", "experiment")
-CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
@@ -105,9 +103,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def choices(group: str) -> list[str]:
-    """The files of a config group: what `group=...` may say."""
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+def section(config: RunConfig, package: str = "") -> Any:
+    """The part of a configuration at a dotted key, as plain values; "" is all. Raises ConfigError for a wrong key."""
+    found: Any = to_dict(config)
+    if package and (told := _unknown(package, found)):
+        raise ConfigError(f"--package {package} is no key of the configuration: {told}")
+    for part in package.split(".") if package else []:
+        found = found[part]
+    return found
 
 
 def open_mappings() -> list[str]:
@@ -117,38 +120,55 @@ def open_mappings() -> list[str]:
 
 def _faults_of(override: str, defaults: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
     """What is wrong with one override among those of `keys`, by itself; its value is judged with all others later."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     match = re.fullmatch(r"([+~]{0,2})([^=]+)(=.*)?", override, flags=re.DOTALL)
     if not match or (not match[3] and "~" not in match[1]):
         yield f"an override reads key=value, as in steps=20 or learner.lr=1e-4; got {override!r}."
         return
-    try:
-        OverridesParser.create().parse_override(override)
-    except HydraException as error:
-        reason = _plain_sentence(error).split(" See http")[0]
-        yield f"the value of {override!r} cannot be read ({reason}); put it in quotes."
+    if unreadable := _unreadable(override):
+        yield unreadable
         return
     key, value = match[2], (match[3] or "")[1:]
     if key in GROUPS:
-        if value not in choices(key):
-            yield f"{key}={value}: {nearest(value, choices(key))}"
-        for needed in _needed_by(key, value):
-            if not any(needed == given or needed.startswith(f"{given}.") for given in keys if given not in GROUPS):
-                yield f"{key}={value} needs {needed}=... too."
+        yield from _choice_faults(key, value, keys)
         return
-    if any(key.startswith(f"{path}.") or key == path for path in open_mappings()):
-        return
-    node: Any = defaults
+    is_free = any(key.startswith(f"{path}.") or key == path for path in open_mappings())
+    if not is_free and (told := _unknown(key, defaults)):
+        yield f"unknown key {key!r}: {told}"
+
+
+def _unreadable(override: str) -> str:
+    """Why a value is none for one run; "" if it is."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        reason = _plain_sentence(error).split(" See http")[0]
+        return f"the value of {override!r} cannot be read ({reason}); put it in quotes."
+    if parsed.is_sweep_override():
+        return f"{override} asks for several runs, which `cispo train -m` makes; put one text with a comma in quotes."
+    return ""
+
+
+def _choice_faults(group: str, choice: str, keys: Sequence[str]) -> Iterator[str]:
+    if choice not in choices(group):
+        yield f"{group}={choice}: {nearest(choice, choices(group))}"
+    for needed in _needed_by(group, choice):
+        if not any(needed == given or needed.startswith(f"{given}.") for given in keys if given not in GROUPS):
+            yield f"{group}={choice} needs {needed}=... too."
+
+
+def _unknown(key: str, values: Mapping[str, Any]) -> str:
+    """The nearest right key in place of a wrong one; "" if `values` has it."""
+    node: Any = values
     for depth, part in enumerate(parts := key.split(".")):
         if not isinstance(node, Mapping) or part not in node:
             known = list(node) if isinstance(node, Mapping) else []
             where = ".".join(parts[:depth])
-            found = nearest(part, known) if known else f"{where} has no keys below it."
-            yield f"unknown key {key!r}: {_with_path(where, found)}"
-            return
+            return _with_path(where, nearest(part, known) if known else f"{where} has no keys below it.")
         node = node[part]
+    return ""
 
 
 def _needed_by(group: str, choice: str) -> list[str]:
@@ -156,7 +176,8 @@ def _needed_by(group: str, choice: str) -> list[str]:
     from omegaconf import OmegaConf
 
     path = CONFIGS / group / f"{choice}.yaml"
-    return sorted(f"{group}.{key}" for key in OmegaConf.missing_keys(OmegaConf.load(path))) if path.is_file() else []
+    where = "" if group == "experiment" else f"{group}."
+    return sorted(f"{where}{key}" for key in OmegaConf.missing_keys(OmegaConf.load(path))) if path.is_file() else []
 
 
 def _with_path(where: str, sentence: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -37,16 +37,23 @@ def check_folder(folder: Path, checkpoints: FolderCheckpoints, *, resume: bool) 
 
 
 @contextmanager
-def saved_config(config: RunConfig, folder: Path, checkpoints: FolderCheckpoints) -> Iterator[None]:
-    """Write config.yaml; a resumed run that failed before it saved a step gets the one that it had back."""
-    path, steps = folder / "config.yaml", checkpoints.steps()
-    before = path.read_text(encoding="utf-8") if path.exists() else None
-    save_config(config, path)
+def saved_config(
+    config: RunConfig, plan: Sequence[str], folder: Path, checkpoints: FolderCheckpoints
+) -> Iterator[None]:
+    """Write config.yaml, and plan.txt with the lines of `plan`.
+
+    A resumed run that failed before it saved a step gets those that it had back.
+    """
+    paths, steps = (folder / "config.yaml", folder / "plan.txt"), checkpoints.steps()
+    before = {path: path.read_text(encoding="utf-8") for path in paths if path.exists()}
+    save_config(config, paths[0])
+    write_atomically(paths[1], "".join(f"{line}\n" for line in plan))
     try:
         yield
     except BaseException:
-        if before is not None and checkpoints.steps() == steps:
-            write_atomically(path, before)
+        if before and checkpoints.steps() == steps:
+            for path, text in before.items():
+                write_atomically(path, text)
         raise
 
 

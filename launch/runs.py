@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,20 @@ def find_runs(folder: Path) -> list[LocalRun]:
             f"cispo runs path/to/runs."
         )
     return sorted(runs, key=lambda run: -run.last_change)
+
+
+def show(folders: Sequence[Path]) -> None:
+    """Print runs side by side, or one table of those below the folders; nothing of none."""
+    from rich.console import Console
+
+    if all((folder / "config.yaml").is_file() for folder in folders):
+        runs = [LocalRun(folder) for folder in folders]
+        tables = side_by_side(runs) if len(runs) > 1 else [overview(runs)] if runs else []
+    else:
+        tables = [overview([run for folder in folders for run in find_runs(folder)])]
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    for table in tables:
+        console.print(table)
 
 
 def overview(runs: Sequence[LocalRun]) -> Table:

@@ -11,29 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cispo.checkpoint import FolderCheckpoints
-from cispo.errors import CheckpointError, ConfigError
 from cispo.evaluate import HeldOutEvaluator, guess_accuracy
-from cispo.learner.backends import check_installed
 from cispo.protocols import RolloutSource
 from cispo.sft import cold_start
 from cispo.trainer import Parts, train
 from cispo.types import Progress
-from configs.schema import RunConfig, explain
+from configs.schema import RunConfig
 from configs.strict import to_dict
 from launch import build
 from launch.actors import Handle
 from launch.build import Data
 from launch.cluster import Place, cluster, wait_until_started
+from launch.explain import lines
 from launch.fleet_size import FleetSize, forget_wish, worker_name
 from launch.learner_ranks import LearnerDied, LearnerRanks, RankHost
 from launch.report import write_report
 from launch.run_folder import check_folder, one_driver, resume_hint, saved_config
 from launch.sandbox_actors import SandboxActors, shared_sandboxes
+from launch.start_checks import check_start
 from launch.summary import summarise
 from launch.trackers import Trackers, open_trackers
 from launch.weight_sync import VerifiedSync
-from model.layout_faults import check_layout
-from rewards.custom import CustomReward
 from rollout.service import Draw, RolloutService
 from rollout.worker_pool import WorkerPool
 
@@ -64,11 +62,6 @@ def run_training(
         sft_only: stop after the cold start.
         wrap: puts something between the workers and the loop, such as a control that shuffles rewards.
     """
-    if config.engine.server.retokenise:
-        raise ConfigError(
-            "engine.server.retokenise=true is for evaluation only, because the tokens that it makes of a text need not "
-            "be those that were sampled; train with a server that returns token ids."
-        )
     folder = Path(config.runs_folder) / config.name
     checkpoints = FolderCheckpoints(folder / "checkpoints", config.checkpoints)
     deaths_at: list[list[int]] = []
@@ -95,18 +88,18 @@ def _run(config: RunConfig, *, resume: bool, sft_only: bool, wrap: Wrap, is_agai
     folder = Path(config.runs_folder) / config.name
     checkpoints = FolderCheckpoints(folder / "checkpoints", config.checkpoints)
     check_folder(folder, checkpoints, resume=resume)
-    check_machine(config)
-    data = build.read_data(config)
+    start = check_start(config)
+    data, guess = start.data, guess_accuracy(start.data.held_out)
+    plan = [*lines(start.plan), *explain_guess(guess)]
     begin = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(one_driver(folder))
         if not is_again:
             forget_wish(folder)
-        stack.enter_context(saved_config(config, folder, checkpoints))
+        stack.enter_context(saved_config(config, plan, folder, checkpoints))
         stack.enter_context(resume_hint(folder, checkpoints))
         tracker = stack.enter_context(open_run_trackers(config, folder, checkpoints))
-        guess = guess_accuracy(data.held_out)
-        for line in [*explain(config), *explain_guess(guess)]:
+        for line in plan:
             log.info(line)
         place = stack.enter_context(cluster(config.cluster))
         sandboxes = stack.enter_context(shared_sandboxes(config))
@@ -165,41 +158,12 @@ def make_parts(
     )
 
 
-def check_machine(config: RunConfig) -> None:
-    """Refuse to start, before any process does, what this machine cannot do."""
-    if build.needs_sandbox(config):
-        build.make_sandbox_pool(config).close()
-    if config.model.path and not Path(config.model.path).is_dir():
-        raise CheckpointError(f"model.path={config.model.path} is not a folder.")
-    check_device(config.learner.device)
-    check_installed(config.learner)
-    if config.learner.kind == "megatron":
-        policy = build.make_policy(config, build.make_tokenizer(config))
-        check_layout(policy.config, config.learner.layout, config.learner.num_ranks)
-    if config.rewards.custom:
-        CustomReward(config.rewards.custom)
-    if config.engine.is_custom:
-        build.custom_engine(config.engine.kind)
-
-
-def check_device(device: str) -> None:
-    """Raise ConfigError unless torch can put something on `device`."""
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an AssertionError is how a CPU build says that it knows no CUDA
-        raise ConfigError(
-            f"learner.device={device} cannot be used here ({str(error).splitlines()[0].rstrip('.')}); use cpu."
-        ) from error
-
-
 def place_parts(config: RunConfig, place: Place, sandboxes: SandboxActors | None) -> Placed:
     """The learner's ranks and the workers, started."""
     # One process may choose among all devices of its node; several get one each, which they then see as the only one.
-    num_gpus = 1 if config.learner.num_ranks > 1 and config.learner.device.startswith("cuda") else 0
+    gpus_each = config.learner_gpus // config.learner.num_ranks
     ranks = [
-        place(f"learner-{rank}", RankHost, build.make_learner, config, rank, num_gpus=num_gpus)
+        place(f"learner-{rank}", RankHost, build.make_learner, config, rank, num_gpus=gpus_each)
         for rank in range(config.learner.num_ranks)
     ]
     make_worker = worker_maker(config, place, sandboxes)
@@ -213,7 +177,8 @@ def place_parts(config: RunConfig, place: Place, sandboxes: SandboxActors | None
 
 def worker_maker(config: RunConfig, place: Place, sandboxes: SandboxActors | None) -> MakeWorker:
     """Starts a rollout worker of a given name, in the background."""
-    return lambda name: place(name, build.make_worker, config, sandboxes, name, is_worker=True)
+    num_gpus = config.cluster.gpus_per_worker
+    return lambda name: place(name, build.make_worker, config, sandboxes, name, num_gpus=num_gpus, is_worker=True)
 
 
 def place_workers(config: RunConfig, make_worker: MakeWorker) -> list[Handle]:

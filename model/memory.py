@@ -15,13 +15,16 @@ B tokens of a lightning block, c context ranks; t tensor ranks, s = t with seque
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from model.config import HybridConfig
 from model.config_file import LIGHTNING
+from model.families import kept_by_layer
 from model.head import CHUNK_LOGITS, CHUNK_TOKENS
 from model.layout import Layout, padded_vocabulary
 from model.lightning import block_size
+from model.replay import record_dtype
 from model.sizes import Parameters, rank_parameters
 
 WIDE = 4
@@ -168,3 +171,17 @@ def _head(config: HybridConfig, layout: Layout, work: Work) -> int:
     num_copies = 2 if number < wide else 1  # of hidden states and of the weight: a float32 one is used as it is
     hidden = tokens * config.hidden_size * (wide * num_copies + number)
     return hidden + wide * vocabulary * (config.hidden_size * num_copies + 2 * chunk)
+
+
+def sampling_bytes(config: HybridConfig, num_slots: int, max_length: int, records_experts: bool = False) -> int:
+    """Bytes of a cache (model/cache.py) of `num_slots` sequences of at most `max_length` tokens, of any family.
+
+    States count as float32 at least; keys and values have the model's dtype.
+    """
+    number = config.dtype.itemsize
+    kept = kept_by_layer(config)
+    states = sum(math.prod(shape) for layer in kept for shape in layer.states.values())
+    tokens = sum(heads * width for layer in kept for heads, width in layer.tokens.values())
+    choices = (config.num_hidden_layers - config.first_k_dense_replace) * config.num_experts_per_tok
+    record = choices * record_dtype(config.num_local_experts).itemsize if records_experts else 0
+    return num_slots * (states * max(number, WIDE) + max_length * (tokens * number + record))

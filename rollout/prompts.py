@@ -248,12 +248,18 @@ def read_file_sets(
         check_reference: a reference that it refuses is a bad row; None takes any.
 
     Raises:
-        DataError: as read_rows does, and where a side of a set is empty.
+        DataError: as read_rows does, and where a side of a set is empty; of all sets at once.
     """
-    names = [name for name, weight in config.mixture.items() if weight > 0 and name in config.files]
-    return {
-        name: read_file_set(name, config, tokenizer, limit=limit, check_reference=check_reference) for name in names
-    }
+    sets: dict[str, FileSet] = {}
+    faults: list[str] = []
+    for name in [name for name, weight in config.mixture.items() if weight > 0 and name in config.files]:
+        try:
+            sets[name] = read_file_set(name, config, tokenizer, limit=limit, check_reference=check_reference)
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        raise DataError("\n".join(faults))
+    return sets
 
 
 def read_file_set(

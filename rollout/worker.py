@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cispo.errors import ConfigError, InvalidRequest
+from cispo.errors import ConfigError, InvalidRequest, faults_of
 from cispo.protocols import ModelState, Scorer
 from cispo.schedule import Schedule, check_schedule
 from cispo.types import Group, Score, Trajectory
@@ -50,11 +50,12 @@ class SamplingConfig:
     allow_biased_ratio: bool = False
 
     def __post_init__(self) -> None:
-        check_schedule("sampling.max_new_tokens", self.max_new_tokens)
-        faults = [f"sampling: {fault}." for fault in self.at(Sampling(), 1).faults(vocab_size=1 << 31)]
+        faults = faults_of(check_schedule, "sampling.max_new_tokens", self.max_new_tokens)
         windows = self.max_new_tokens
-        shortest = min(value for _, value in windows) if isinstance(windows, tuple) else windows
-        if shortest < 1:
+        shortest = min(value for _, value in windows) if isinstance(windows, tuple) and not faults else windows
+        tokens = Sampling(think_open_id=0, think_close_id=1)  # a tokenizer has its own
+        faults += [f"sampling: {fault}." for fault in self.at(tokens, 1).faults(vocab_size=1 << 31)]
+        if isinstance(shortest, int | float) and shortest < 1:
             faults.append(f"sampling.max_new_tokens must be at least 1 at every step; got {shortest:g}.")
         if self.temperature <= 0.0:
             faults.append(f"sampling.temperature must be above 0 to explore; got {self.temperature:g}.")

@@ -42,7 +42,7 @@ OUTSIDE = {
     "rewards": {"math_verify", "latex2sympy2_extended", "sympy"},
     "rollout": {"torch", "numpy", "tokenizers", "datasets", "vllm", "openai", "reasoning_gym"},
     "configs": set(),
-    "launch": {"torch", "numpy", "ray", "hydra", "omegaconf", "wandb", "rich", "plotly", "yaml"},
+    "launch": {"torch", "numpy", "ray", "hydra", "omegaconf", "wandb", "rich", "plotly", "yaml", "argcomplete"},
 }
 
 # Heavy libraries that one file or folder alone may touch.

@@ -19,12 +19,13 @@ from configs.schema import RunConfig
 from configs.strict import from_dict, to_dict
 from launch.cli import main, make_parser
 from launch.compose import compose
+from launch.sweep import expand
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PACKAGES = ("cispo", "configs", "launch", "model", "rewards", "rollout", "sandbox")
 PAGE_NAMES = (
-    "algorithm", "api", "asynchronous", "configs", "engines", "episodes", "kernels", "learners", "logic",
+    "algorithm", "api", "asynchronous", "configs", "configuring", "engines", "episodes", "kernels", "learners", "logic",
     "long_context", "map", "models", "precision", "sandbox", "sandbox_service", "scaling", "swe", "transformers",
     "weight_sync",
 )  # fmt: skip
@@ -69,7 +70,8 @@ def test_a_command_line_of_the_pages_is_understood(command):
     options = make_parser().parse_args(arguments)
     assert program == "cispo"
     if hasattr(options, "overrides") and not getattr(options, "resume", None):
-        assert isinstance(compose(options.overrides), RunConfig)
+        for overrides in expand(options.overrides) if getattr(options, "multirun", False) else [options.overrides]:
+            assert isinstance(compose(overrides), RunConfig)
 
 
 def test_the_pages_show_command_lines():
@@ -101,6 +103,7 @@ def test_the_reference_is_that_of_the_code(generator):
     assert generator.with_tables(page, generator.reference()) == page, (
         "docs/configs.md is out of date: run `python docs/generate_configs.py`"
     )
+    assert generator.KEYS.read_text() == generator.key_list(), "configs/keys.txt is out of date, as above"
 
 
 def test_the_tables_of_logic_tasks_are_those_of_the_code(monkeypatch):

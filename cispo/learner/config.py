@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cispo.errors import ConfigError
+from cispo.errors import ConfigError, faults_of
 from cispo.optimizer import OptimizerConfig
 from cispo.schedule import Schedule, check_schedule
 from model.layout import Layout
@@ -29,7 +29,7 @@ class DeepSpeedConfig:
     offload_weights: bool = False
 
     def __post_init__(self) -> None:
-        if self.stage not in (0, 1, 2, 3):
+        if self.stage not in (0, 1, 2, 3):  # where the other rule means nothing
             raise ConfigError(f"learner.deepspeed.stage must be 0, 1, 2 or 3; got {self.stage}.")
         if self.offload_optimizer and self.stage == 0 or self.offload_weights and self.stage != 3:
             raise ConfigError(
@@ -102,10 +102,10 @@ class LearnerConfig:
                 "learner.deepspeed.stage must be 1, 2 or 3 with learner.dtype=bfloat16, because DeepSpeed keeps no "
                 "float32 weights at stage 0; or take learner.kind=local, which copies everything on each rank, too."
             )
+        faults += faults_of(check_schedule, "learner.lr", self.lr, least=0.0)
+        faults += faults_of(check_schedule, "learner.max_grad_norm", self.max_grad_norm, least=1e-12)
         if faults:
             raise ConfigError(*faults)
-        check_schedule("learner.lr", self.lr, least=0.0)
-        check_schedule("learner.max_grad_norm", self.max_grad_norm, least=1e-12)
 
     @property
     def num_shards(self) -> int:

@@ -10,10 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cispo.errors import ConfigError
-from cispo.learner.config import LearnerConfig
-from configs.schema import RunConfig, explain
+from configs.schema import RunConfig
 from configs.strict import from_dict, nearest, to_dict
-from model.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -194,21 +192,75 @@ def test_every_field_of_every_config_is_documented():
     assert missing == []
 
 
-@pytest.mark.parametrize(("changes", "warns"), [({"updates_per_step": 1}, True), ({"updates_per_step": 2}, False)])
-def test_settings_that_make_every_ratio_1_are_warned_about(changes, warns):
-    lines = explain(dataclasses.replace(RunConfig(), **changes))
-    assert any("every ratio is 1" in line for line in lines) is warns
+def test_faults_between_fields_are_told_beside_faults_of_others():
+    """One wrong value hides nothing but the checks that look at it."""
+    with pytest.raises(ConfigError) as told:
+        from_dict(
+            RunConfig,
+            {
+                "name": "a/b",
+                "seed": "x",
+                "groups_per_step": 0,
+                "engine": {"max_length": 100},
+                "sampling": {"max_new_tokens": 100},
+                "cluster": {"kind": "inline"},
+                "learner": {"num_ranks": 2},
+                "sync": {"transport": "pigeon"},
+            },
+        )
+    text = "\n".join(told.value.faults)
+    assert len(told.value.faults) == 5
+    for fault in (
+        "seed must be a whole number",
+        "groups_per_step must be at least 1",
+        "name must be a plain folder name",
+        "engine.max_length must exceed sampling.max_new_tokens",
+        "sync.transport must be one of",
+    ):
+        assert fault in text
+    assert "learner.num_ranks=2 needs a process" not in text  # that check looks at sync, too
 
 
-def test_start_up_says_the_band_and_the_counts():
-    text = "\n".join(explain(dataclasses.replace(RunConfig(), steps=3, groups_per_step=8, group_size=4)))
-    assert "3 steps of 8 prompts x 4 samples = 32 trajectories" in text
-    assert "importance ratio clipped to [0, 3], every token keeps its gradient" in text
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"learner": {"lr": -1, "max_grad_norm": 0, "num_ranks": 0}}, ("lr must", "max_grad_norm must", "num_ranks")),
+        ({"sft": {"steps": -1, "lr": -1}}, ("sft.steps", "sft.lr")),
+        ({"sampling": {"max_new_tokens": [[3, 1], [2, 5]], "temperature": 0}}, ("increasing steps", "above 0")),
+        ({"sampling": {"max_new_tokens": 0, "top_p": 0.5}}, ("at least 1 at every step", "cut the distribution")),
+        ({"ratio_cap": 0.2, "ratio_floor": 2, "mask_above": 0.5, "mask_below": 2}, ("ratio_cap", "ratio_floor must")),
+        ({"mask_above": 0.5, "mask_below": 2}, ("mask_above must", "mask_below must")),
+        ({"learner": {"optimizer": {"betas": [0.9, 1.5], "eps": 0}}}, ("betas", "eps")),
+        ({"cluster": {"gpus_per_worker": -1, "object_store_mb": 1}}, ("gpus_per_worker", "object_store_mb")),
+    ],
+)
+def test_two_faults_of_one_group_are_told_together(changes, says):
+    with pytest.raises(ConfigError) as told:
+        from_dict(RunConfig, changes)
+    assert len(told.value.faults) >= len(says)
+    for words in says:
+        assert any(words in fault for fault in told.value.faults), told.value.faults
 
 
-def test_start_up_says_what_the_ranks_hold():
-    learner = LearnerConfig(kind="megatron", num_ranks=8, layout=Layout(tensor=2, pipeline=2))
-    text = "\n".join(explain(dataclasses.replace(RunConfig(), learner=learner)))
-    assert "learner: megatron on 8 ranks (tensor=2 pipeline=2 expert=1 context=1)" in text
-    assert "in 2 shards" in text
-    assert "learner:" not in "\n".join(explain(RunConfig()))
+def test_a_thinking_budget_may_be_set():
+    """It was refused for want of token ids, which only a tokenizer has."""
+    assert from_dict(RunConfig, {"sampling": {"thinking_budget": 5}}).sampling.thinking_budget == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_workers": 5, "gpus_per_worker": 1.0, "gpus_per_node": 8}, "4 GPUs and the workers' 5 are 9"),
+        ({"num_workers": 4, "gpus_per_worker": 1.0, "gpus_per_node": 8}, ""),
+        ({"num_workers": 8, "gpus_per_worker": 0.5, "gpus_per_node": 8}, ""),
+        ({"num_workers": 4, "gpus_per_worker": 1.5}, "a part of one GPU or a whole number"),
+    ],
+)
+def test_more_gpus_than_there_are_to_be_are_refused(changes, says):
+    values = {"learner": {"num_ranks": 4, "device": "cuda"}, "cluster": {"kind": "local", **changes}}
+    if not says:
+        config = from_dict(RunConfig, values)
+        assert (config.learner_gpus, config.worker_gpus) == (4, 4)
+        return
+    with pytest.raises(ConfigError, match=says):
+        from_dict(RunConfig, values)

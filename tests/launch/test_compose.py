@@ -12,6 +12,7 @@ from launch.cli import main
 from launch.compose import GROUPS, choices, compose, load_config, save_config
 
 NEEDED = {
+    "experiment=m1_like": ["engine.server.urls=[http://10.0.0.7:8800]"],
     "engine=openai": ["engine.server.urls=[http://10.0.0.7:8800]"],
     "model=pretrained": ["model.path=/some/folder"],
     "sandbox=remote": ["sandbox.remote.urls=[http://10.0.0.7:8700]"],
@@ -72,6 +73,28 @@ def test_what_cfg_prints_loads_back_equal(capsys):
     assert main(["train", "--cfg", *overrides]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert from_dict(RunConfig, printed) == compose(overrides)
+
+
+@pytest.mark.parametrize("words", [["--cfg"], ["--cfg", "job"], ["--cfg=job"]])
+def test_cfg_is_spelled_as_hydra_does_or_without_its_word(words, capsys):
+    assert main(["train", *words, "steps=7", "cluster=inline"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("package", "value"),
+    [("learner.optimizer", {"betas": [0.9, 0.8], "eps": 1e-8, "weight_decay": 0.01}), ("steps", 7)],
+)
+def test_cfg_prints_a_part_of_the_configuration(package, value, capsys):
+    overrides = ["steps=7", "learner.optimizer.betas=[0.9,0.8]"]
+    assert main(["train", "--cfg", "job", "--package", package, *overrides]) == 0
+    assert yaml.safe_load(printed := capsys.readouterr().out) == value
+    assert "..." not in printed
+
+
+def test_a_part_that_is_not_there_is_answered_with_the_nearest(capsys):
+    assert main(["train", "--cfg", "job", "--package", "learner.optimiser"]) == 1
+    assert "did you mean 'learner.optimizer'?" in capsys.readouterr().err
 
 
 def test_what_a_run_saves_loads_back_equal(tmp_path):
