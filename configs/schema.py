@@ -16,6 +16,7 @@ from cispo.schedule import value_at
 from cispo.sft import SftConfig
 from cispo.trainer import TrainerConfig
 from configs.fleet import ClusterConfig, ServeConfig, SyncConfig, TrackingConfig
+from configs.slurm import SlurmConfig
 from model.config import HybridConfig
 from rewards.reward import RewardsConfig
 from rollout.engine_config import EngineConfig
@@ -63,6 +64,7 @@ class RunConfig(TrainerConfig):
         checkpoints: how many are kept.
         tracking: who is told.
         serve: the policy as a server, for `cispo serve`.
+        slurm: what `cispo launch slurm` asks for.
     """
 
     name: str = "run"
@@ -84,6 +86,7 @@ class RunConfig(TrainerConfig):
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def __post_init__(self) -> None:
         faults: list[str] = []
