@@ -1,4 +1,4 @@
-"""What `cispo launch slurm` asks the cluster for; a group of the run, so that it is checked with it and kept with it."""
+"""What `cispo launch slurm` asks the cluster for; a group of the run, so that it is checked and kept with it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SPARE_SECONDS = 30
 """Of signal_seconds: what the script keeps for ending the processes and putting the job back in the queue."""
 
 
-def seconds_of(time: str) -> int:
+def seconds_of(time: int | str) -> int:
     """A time limit as Slurm reads it (minutes, min:sec, h:min:sec, d-h, d-h:min, d-h:min:sec) in seconds."""
-    match = TIME.fullmatch(time)
+    match = TIME.fullmatch(str(time))
     if not match:
         raise ValueError(f"{time!r} is no time as Slurm writes it, e.g. 90 (minutes), 12:00:00 or 2-00:00:00")
     numbers = [int(number) for number in (match["first"], match["second"], match["third"]) if number is not None]
@@ -29,9 +29,9 @@ def seconds_of(time: str) -> int:
     return int(match["days"] or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
-def megabytes_of(memory: str) -> int:
+def megabytes_of(memory: int | str) -> int:
     """An amount of memory as Slurm reads it (M unless K, G or T is said), in MiB, rounded up."""
-    match = MEMORY.fullmatch(memory)
+    match = MEMORY.fullmatch(str(memory))
     if not match:
         raise ValueError(f"{memory!r} is no amount of memory as Slurm writes it, e.g. 4000M or 64G")
     kilobytes = int(match[1]) * {"K": 1, "": 1 << 10, "M": 1 << 10, "G": 1 << 20, "T": 1 << 30}[match[2].upper()]
@@ -47,7 +47,7 @@ class SlurmConfig:
         gpus_per_node: asked of each node.
         cpus_per_task: cores of each node.
         memory: of each node, e.g. 64G; "" is the partition's default, "0" all there is.
-        time: limit of one start of the job, e.g. 12:00:00 or 2-00:00:00; "" is the partition's.
+        time: limit of one start of the job, e.g. "12:00:00" (YAML wants the quotes) or 2-00:00:00; "" is the partition's.
         partition: where it runs; "" is the cluster's default.
         account: who pays.
         qos: quality of service.
@@ -55,9 +55,9 @@ class SlurmConfig:
         options: more options of sbatch, one each, e.g. ["--exclusive", "--mail-type=END"].
         container: "none", "pyxis" (srun --container-image) or "apptainer" (apptainer exec).
         image: of the container.
-        mounts: folders of the container besides the runs' and the present one, each host:container or one path for both.
+        mounts: folders besides the runs' and the present one, each host:container or one path for both.
         python: in the job; "" is the one that submits, or python3 in a container.
-        setup: shell lines before anything else, on the first node, e.g. ["module load cuda"]; all nodes get their variables.
+        setup: shell lines before all else, e.g. ["module load cuda"]; run on the first node, all get their variables.
         environment: variables for all processes.
         interface: network interface of the nodes that Ray is to use, e.g. ib0; "" is how a node reaches the first one.
         signal_seconds: before the time limit, when the run is told to save and go; longer than its longest step.
@@ -68,8 +68,8 @@ class SlurmConfig:
     nodes: int = 1
     gpus_per_node: int = 0
     cpus_per_task: int = 2
-    memory: str = ""
-    time: str = ""
+    memory: int | str = ""
+    time: int | str = ""
     partition: str = ""
     account: str = ""
     qos: str = ""
@@ -80,7 +80,7 @@ class SlurmConfig:
     mounts: tuple[str, ...] = ()
     python: str = ""
     setup: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str | int | float] = field(default_factory=dict)
     interface: str = ""
     signal_seconds: int = 300
     start_seconds: int = 300
@@ -115,7 +115,7 @@ class SlurmConfig:
         except ValueError as error:
             faults.append(f"slurm.time: {error}.")
         try:
-            megabytes_of(self.memory or "0")
+            megabytes_of(self.memory or 0)
         except ValueError as error:
             faults.append(f"slurm.memory: {error}.")
         return faults

@@ -22,7 +22,9 @@ The job saves before its time limit, goes back into the queue and goes on by its
 
 def add_launch_commands(commands: Any, overrides_help: str) -> None:
     """Add `launch` and its own commands to those of `cispo`."""
-    launch = commands.add_parser("launch", help="train elsewhere: as a job of Slurm, of a Ray cluster, in the background")
+    launch = commands.add_parser(
+        "launch", help="train elsewhere: as a job of Slurm, of a Ray cluster, in the background"
+    )
     own = launch.add_subparsers(metavar="where", required=True)
     raw = argparse.RawDescriptionHelpFormatter
 

@@ -33,8 +33,8 @@ def start(overrides: Sequence[str], *, resume: Path | None = None) -> Path:
         folder = (Path(config.runs_folder) / config.name).absolute()
         if (folder / "config.yaml").exists():
             raise ConfigError(
-                f"{folder} holds a run already; go on with it by cispo launch local --resume {folder}, or give this one "
-                f"another name (name=...)."
+                f"{folder} holds a run already; go on with it by cispo launch local --resume {folder}, or give this "
+                f"one another name (name=...)."
             )
         typed = [override for override in overrides if override.partition("=")[0] not in ("name", "runs_folder")]
         words = [*typed, f"name={quoted(config.name)}", f"runs_folder={quoted(str(folder.parent))}"]

@@ -3,9 +3,9 @@
     python -m launch.ray_node head FOLDER NAME ...      python -m launch.ray_node worker FOLDER NAME ...
     python -m launch.ray_node wait FOLDER NAME NAME ...
 
-The head takes free ports, so that several jobs can share a machine, and writes its address into FOLDER, where the others
-look for it. Every node has a resource of its own name, by which `wait` can say who is missing. SIGTERM ends a node and
-what belongs to it.
+The head takes free ports, so that several jobs can share a machine, and writes its address into FOLDER, where the
+others look for it. Every node has a resource of its own name, by which `wait` can say who is missing. SIGTERM or
+SIGUSR2 ends a node and what belongs to it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -83,7 +83,9 @@ def run_node(options: argparse.Namespace) -> int:
         if options.what == "head":
             address, reserved = own_address(options.interface, options.host or name), free_ports(2)
             # A short path: those of Ray's sockets are below it, and Linux takes 107 characters.
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True))
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
+            )
             if importlib.util.find_spec("grpc"):  # with which Ray would serve others, at a port that may be taken
                 command += [f"--ray-client-server-port={reserved[1]}"]
             command += ["--head", f"--port={reserved[0]}"]
@@ -104,29 +106,30 @@ def run_node(options: argparse.Namespace) -> int:
 
 @contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """SIGTERM to this process ends `process` and all that it started, however long Ray would like to take."""
+    """SIGTERM or SIGUSR2 to this process ends `process` and all that it started, however long Ray would like to take.
+
+    SIGUSR2 is what srun passes on; of SIGTERM it makes a SIGKILL.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(0)
 
-    signal.signal(signal.SIGTERM, leave)
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, leave)
     try:
         yield process
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=END_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def own_address(interface: str, host: str, *, towards: str = "") -> str:
-    """This node's IPv4 address: of `interface`, as `host` is resolved, or from which `towards` (host:port) is reached."""
+    """This node's IPv4 address: of `interface`, as `host` resolves, or from which `towards` (host:port) is reached."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             if interface:
@@ -178,7 +181,7 @@ def read_address(folder: Path, seconds: float) -> str:
     """The head's, once it has written it. Raises DeadlineExceeded."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        os.listdir(folder)  # a network file system then looks anew
+        list(folder.iterdir())  # a network file system then looks anew
         if (folder / ADDRESS).is_file():
             return (folder / ADDRESS).read_text(encoding="utf-8").strip()
         time.sleep(0.2)
@@ -199,12 +202,14 @@ def wait_for_nodes(folder: Path, names: Sequence[str], seconds: float) -> None:
     while missing := set(names) - (present := nodes_present()):
         if present - told:
             told |= present
-            print(f"cispo: {len(present)} of {len(names)} nodes have joined, waiting for {_listed(missing)}", flush=True)
+            print(
+                f"cispo: {len(present)} of {len(names)} nodes have joined, waiting for {_listed(missing)}", flush=True
+            )
         if time.monotonic() > end:
             raise DeadlineExceeded(
                 f"The job waited {seconds:g} s for {_listed(missing)} to join Ray's head at {address}, where "
-                f"{_listed(present)} {'is' if len(present) == 1 else 'are'}; see the log of each beside this one, leave "
-                f"a bad node out by slurm.options=[--exclude=...], or raise slurm.start_seconds."
+                f"{_listed(present)} {'is' if len(present) == 1 else 'are'}; see the log of each beside this one, "
+                f"leave a bad node out by slurm.options=[--exclude=...], or raise slurm.start_seconds."
             )
         time.sleep(0.2)
     print(f"cispo: all {len(names)} nodes have joined Ray at {address}", flush=True)

@@ -40,7 +40,10 @@ def render(config: RunConfig, tasks: Sequence[Task], *, name: str, script: Path,
         script: where it will be kept; logs go beside it.
         max_parallel: tasks of an array that run at once; 0 is all.
     """
-    lines = ["#!/bin/bash", f"# Made by: cispo launch slurm. To run it again as it is: sbatch {shlex.quote(str(script))}"]
+    lines = [
+        "#!/bin/bash",
+        f"# Made by: cispo launch slurm. To run it again as it is: sbatch {shlex.quote(str(script))}",
+    ]
     lines += [f"#SBATCH {word}" for word in directives(config.slurm, len(tasks), name, script, max_parallel)]
     lines += ["", *settings(config), "", *_setup(config.slurm), "", *_runs(tasks), "", ""]
     return "\n".join(lines) + BODY.read_text(encoding="utf-8")
@@ -61,7 +64,9 @@ def directives(slurm: SlurmConfig, num_tasks: int, name: str, script: Path, max_
         "account": slurm.account,
         "qos": slurm.qos,
         "constraint": slurm.constraint,
-        "array": f"{FIRST_TASK}-{num_tasks - 1}" + (f"%{max_parallel}" if max_parallel else "") if num_tasks > 1 else "",
+        "array": f"{FIRST_TASK}-{num_tasks - 1}" + (f"%{max_parallel}" if max_parallel else "")
+        if num_tasks > 1
+        else "",
         "output": log,
         "signal": f"B:USR1@{slurm.signal_seconds}",
         "chdir": Path.cwd(),
@@ -116,7 +121,7 @@ def _setup(slurm: SlurmConfig) -> Iterator[str]:
     if slurm.environment or slurm.setup:
         yield "# slurm.environment and slurm.setup"
     for name, value in slurm.environment.items():
-        yield f"export {name}={_word(value)}"
+        yield f"export {name}={_word(str(value))}"
     for line in slurm.setup:
         yield line
         yield f'[ $? -eq 0 ] || {{ echo "cispo: a line of slurm.setup failed:" {_word(line)}; exit 1; }}'
@@ -151,4 +156,4 @@ def _array(words: Sequence[str], indent: str = "") -> str:
     quoted = [_word(word) for word in words]
     if sum(map(len, quoted)) < 90:
         return f"({' '.join(quoted)})"
-    return "\n".join([f"(", *[f"{indent}    {word}" for word in quoted], f"{indent})"])
+    return "\n".join(["(", *[f"{indent}    {word}" for word in quoted], f"{indent})"])

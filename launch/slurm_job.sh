@@ -34,11 +34,11 @@ on() {
 
 is_running() { kill -0 "$1" 2>/dev/null; }
 
-# end_all SECONDS PID...: end these processes; those that are there SECONDS later are killed.
+# end_all SIGNAL SECONDS PID...: end these processes; those that are there SECONDS later are killed.
 end_all() {
-    local deadline=$((SECONDS + $1)) pid
-    shift
-    for pid in "$@"; do kill -TERM "$pid" 2>/dev/null; done
+    local signal=$1 deadline=$((SECONDS + $2)) pid
+    shift 2
+    for pid in "$@"; do kill -"$signal" "$pid" 2>/dev/null; done
     for pid in "$@"; do
         while is_running "$pid" && ((SECONDS < deadline)); do sleep 0.2; done
         kill -KILL "$pid" 2>/dev/null
@@ -94,7 +94,7 @@ wait_for_nodes() {
             sleep 0.5
             continue
         fi
-        end_all 5 "$waiter"
+        end_all TERM 5 "$waiter"
         return 1
     done
     wait "$waiter"
@@ -120,7 +120,7 @@ train() {
         if [[ -n $asked ]] && ((SECONDS > asked_at + signal_seconds - spare_seconds)); then
             say "the run did not save in $((signal_seconds - spare_seconds)) s (a step takes longer: raise" \
                 "slurm.signal_seconds); it goes on from the checkpoint before"
-            end_all 5 "$driver"
+            end_all TERM 5 "$driver"
         elif [[ -z $told ]] && number=$(ended_node); then
             told=yes
             say "node ${nodes[$number]} left Ray; the run goes on with the others if it can"
@@ -171,7 +171,7 @@ if wait_for_nodes; then
     train
     status=$?
 fi
-end_all 20 "${ray_nodes[@]}"
+end_all USR2 20 "${ray_nodes[@]}"                      # srun passes USR2 on; of TERM it makes KILL at once
 if ((status == 0)); then
     rm -f "$run/launch/starts"
     say "the run is finished: $run"

@@ -128,7 +128,7 @@ def _node_faults(partition: Partition, nodes: Sequence[Node], slurm: SlurmConfig
     """Each demand by itself, then all together: enough nodes must meet them at once."""
     if not nodes:
         return
-    memory = megabytes_of(slurm.memory or "0")
+    memory = megabytes_of(slurm.memory or 0)
     found_fault = False
     for wanted, most, told in (
         (slurm.gpus_per_node, max(node.gpus for node in nodes), f"slurm.gpus_per_node={slurm.gpus_per_node}"),

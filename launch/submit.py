@@ -155,7 +155,7 @@ def _checked(
     asked = next((o.partition("=")[2] for o in overrides if _key(o) == "cluster.num_nodes"), "")
     if asked and asked != str(config.slurm.nodes):
         faults.append(
-            f"cluster.num_nodes={asked} must be slurm.nodes={config.slurm.nodes}, because Ray has the nodes of the job; "
+            f"cluster.num_nodes={asked} must be slurm.nodes={config.slurm.nodes}, because Ray has the job's nodes; "
             f"leave cluster.num_nodes out."
         )
     faults += placement_faults(config)
@@ -174,8 +174,8 @@ def _own_faults(overrides: Sequence[str]) -> list[str]:
             faults.append(f"{override}: {OURS[key]}; leave it out.")
         if key in ("cluster", "cluster.kind") and value != "ray":
             faults.append(
-                f"{override} trains in one process or on one machine, and a job starts Ray over its nodes; leave it out "
-                f"or take cluster=ray."
+                f"{override} trains in one process or on one machine, and a job starts Ray over its nodes; leave it "
+                f"out or take cluster=ray."
             )
     return faults
 

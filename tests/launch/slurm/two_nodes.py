@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
@@ -159,10 +159,8 @@ class TwoNodes:
                 time.sleep(0.2)
         for node in ("node1", "node2"):
             for pid in self.processes_of(node):
-                try:
+                with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
         for process in reversed(self.processes.values()):
             process.terminate()
         for process in self.processes.values():
