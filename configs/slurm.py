@@ -47,7 +47,7 @@ class SlurmConfig:
         gpus_per_node: asked of each node.
         cpus_per_task: cores of each node.
         memory: of each node, e.g. 64G; "" is the partition's default, "0" all there is.
-        time: limit of one start of the job, e.g. "12:00:00" (YAML wants the quotes) or 2-00:00:00; "" is the partition's.
+        time: limit of one start, e.g. "12:00:00" (YAML wants the quotes) or 2-00:00:00; "" is the partition's.
         partition: where it runs; "" is the cluster's default.
         account: who pays.
         qos: quality of service.
