@@ -117,13 +117,14 @@ def test_a_node_that_fails_costs_the_job_a_restart(slurm, capsys, tmp_path, job)
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_start_that_always_fails_ends_with_a_sentence_and_a_cancelled_job_stays_so(slurm, capsys, tmp_path, job):
-    broken = ("slurm.max_restarts=1", "slurm.environment.RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES=nonsense")
+    broken = ("slurm.max_restarts=1", "slurm.interface=nosuch0")
     number, _ = submitted(capsys, *job(tmp_path, "name=a", "steps=2", *broken))
     log = tmp_path / "a" / "launch" / f"slurm-{number}.log"
     slurm.wait_for(number, lambda state, _: state in ("COMPLETED", "FAILED"), 200, log)
     assert slurm.state(number) == ("FAILED", 1)
     assert "2 starts in a row ended at checkpoint none, and slurm.max_restarts=1" in log.read_text()
     assert "could not start Ray" in log.read_text()
+    assert "finds no IPv4 address by slurm.interface=nosuch0" in log.read_text()
 
     number, _ = submitted(capsys, *job(tmp_path, "name=b", "steps=100"))
     at_line(slurm, number, tmp_path / "b", 2)
