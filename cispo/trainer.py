@@ -26,6 +26,7 @@ from cispo.packing import AGGREGATIONS, pack
 from cispo.protocols import Checkpoints, Evaluator, Learner, RolloutSource, Tracker, WeightSync
 from cispo.records import Decode, learnt_streams, rollout_records
 from cispo.schedule import Schedule, check_schedule, value_at
+from cispo.stop import StopRequest
 from cispo.timer import Timer
 from cispo.types import Harvest, PackedBatch, Progress, UpdateResult, UpdateSettings
 
@@ -138,6 +139,7 @@ class Parts:
     Attributes:
         decode, records_per_step: what people are shown of trajectories.
         evidence: a folder for batches whose updates ended the run; None keeps none.
+        stop: looked at after each step.
     """
 
     learner: Learner
@@ -149,6 +151,7 @@ class Parts:
     decode: Decode
     records_per_step: int = 0
     evidence: Path | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
 
 
 def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *, temperature: float = 1.0) -> Progress:
@@ -156,10 +159,12 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
 
     Raises:
         NoSignal: `max_barren_steps` steps in a row had nothing to learn from.
+        RunStopped: somebody asked `parts.stop`; what was done is in a checkpoint.
         CispoError: too many non-finite updates, a dead learner, a deadline: what stopped the run, in one sentence.
     """
     learner, rollouts, weights, tracker = parts.learner, parts.rollouts, parts.weights, parts.tracker
     progress = parts.checkpoints.restore(learner, rollouts)
+    parts.stop.end_if_asked(progress.step)  # in the cold start, which has its checkpoint by now
     published = weights.publish(learner, version=progress.step)
     if progress.step == 0:
         begin = time.perf_counter()
@@ -214,8 +219,10 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
             ),
         )
         begin = time.perf_counter()
-        if progress.step == config.steps or due(config.save_every, progress.step):
+        if progress.step == config.steps or due(config.save_every, progress.step) or parts.stop.is_asked:
             parts.checkpoints.save(progress, learner, rollouts)
+            if progress.step < config.steps:
+                parts.stop.end_if_asked(progress.step)
         save_seconds = time.perf_counter() - begin  # the line of this step is written: it goes into the next
     return progress
 

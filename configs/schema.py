@@ -16,6 +16,7 @@ from cispo.schedule import value_at
 from cispo.sft import SftConfig
 from cispo.trainer import TrainerConfig
 from configs.fleet import ClusterConfig, ServeConfig, SyncConfig, TrackingConfig
+from configs.slurm import SlurmConfig
 from configs.strict import CrossChecks
 from model.config import HybridConfig
 from rewards.reward import RewardsConfig
@@ -64,6 +65,7 @@ class RunConfig(TrainerConfig):
         checkpoints: how many are kept.
         tracking: who is told.
         serve: the policy as a server, for `cispo serve`.
+        slurm: what `cispo launch slurm` asks for.
     """
 
     name: str = "run"
@@ -85,6 +87,7 @@ class RunConfig(TrainerConfig):
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def __post_init__(self) -> None:
         faults = faults_of(super().__post_init__)

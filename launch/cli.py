@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.completion import add_completion_command, complete
+from launch.launch_commands import add_launch_commands
 from launch.messages import is_message
 from launch.sandbox_commands import add_sandbox_commands
 from launch.train_commands import (
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         told = f"cispo: {type(error).__name__}:{_laid_out(str(error))}"
         print(" ".join([told, *_notes(error)]), file=sys.stderr)
-        return 1
+        return int(getattr(error, "exit_status", 1))
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -125,6 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
     runs.add_argument("folders", nargs="*", type=Path, default=[], help="runs (default), or runs/<a> runs/<b> ...")
     runs.set_defaults(run=run_runs)
 
+    add_launch_commands(commands, OVERRIDES_HELP)
     add_sandbox_commands(commands, OVERRIDES_HELP)
     add_completion_command(commands)
     return parser

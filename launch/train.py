@@ -29,6 +29,7 @@ from launch.report import write_report
 from launch.run_folder import check_folder, one_driver, resume_hint, saved_config
 from launch.sandbox_actors import SandboxActors, shared_sandboxes
 from launch.start_checks import check_start
+from launch.stop_signals import stop_on_signals
 from launch.summary import summarise
 from launch.trackers import Trackers, open_trackers
 from launch.weight_sync import VerifiedSync
@@ -105,6 +106,8 @@ def _run(config: RunConfig, *, resume: bool, sft_only: bool, wrap: Wrap, is_agai
         sandboxes = stack.enter_context(shared_sandboxes(config))
         parts = make_parts(config, data, place_parts(config, place, sandboxes), checkpoints, tracker, wrap)
         stack.callback(parts.rollouts.close)
+        if not sft_only:  # a cold start alone has nothing to go on from
+            parts = dataclasses.replace(parts, stop=stack.enter_context(stop_on_signals()))
         if not checkpoints.steps():
             warm_up(config, data, parts)
             checkpoints.save(Progress(), parts.learner, parts.rollouts)

@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PACKAGES = ("cispo", "configs", "launch", "model", "rewards", "rollout", "sandbox")
 PAGE_NAMES = (
-    "algorithm", "api", "asynchronous", "configs", "configuring", "engines", "episodes", "kernels", "learners", "logic",
-    "long_context", "map", "models", "precision", "sandbox", "sandbox_service", "scaling", "swe", "transformers",
-    "weight_sync",
+    "algorithm", "api", "asynchronous", "configs", "configuring", "engines", "episodes", "kernels", "learners",
+    "logic", "long_context", "map", "models", "precision", "sandbox", "sandbox_service", "scaling", "slurm", "swe",
+    "transformers", "weight_sync",
 )  # fmt: skip
 PAGES = [DOCS / f"{name}.md" for name in PAGE_NAMES] + sorted(DOCS.glob("decisions/*.md"))
 

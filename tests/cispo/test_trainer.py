@@ -12,6 +12,7 @@ from cispo.advantage import has_signal
 from cispo.errors import CispoError, ConfigError, NoSignal
 from cispo.evidence import load_batch
 from cispo.learner.config import LearnerConfig
+from cispo.stop import RunStopped, StopRequest
 from cispo.trainer import Parts, TrainerConfig, due, train
 from cispo.types import Harvest, Progress, UpdateResult
 
@@ -25,6 +26,7 @@ class FakeRun:
         self.diary, self.settings, self.batches, self.logged, self.records = [], [], [], {}, {}
         self.indices = itertools.count()
         self.evidence = None
+        self.stop = StopRequest()
 
     # Rollouts
 
@@ -86,6 +88,7 @@ class FakeRun:
             tracker=self,
             decode=lambda ids: "x" * len(ids),
             evidence=self.evidence,
+            stop=self.stop,
         )
         return train(TrainerConfig(**defaults | config), LearnerConfig(lr=lr), parts, temperature=temperature)
 
@@ -104,6 +107,28 @@ def test_the_order_of_a_run(run):
     ]
     # 2 groups of 2 trajectories with 2 and 4 actions, in both steps
     assert progress == Progress(step=2, generated_tokens=24, trained_tokens=24, barren_steps=0)
+
+
+def test_a_run_that_is_asked_to_stop_saves_the_step_it_is_in(run):
+    log = run.log
+    run.log = lambda step, metrics: (log(step, metrics), step == 2 and run.stop.ask("somebody wishes so"))
+    with pytest.raises(RunStopped, match="stopped after step 2, whose checkpoint is complete: somebody wishes so"):
+        run.train(steps=5)
+    assert run.diary[-2:] == ["log 2", "save 2"]
+
+
+def test_a_run_that_is_asked_to_stop_in_its_cold_start_makes_no_step(run):
+    run.stop.ask("it is late")
+    with pytest.raises(RunStopped, match="after step 0"):
+        run.train(steps=5)
+    assert run.diary == ["restore"]
+
+
+def test_a_run_that_is_asked_to_stop_in_its_last_step_is_finished(run):
+    log = run.log
+    run.log = lambda step, metrics: (log(step, metrics), step == 2 and run.stop.ask("it is late"))
+    assert run.train(steps=2).step == 2
+    assert run.diary[-1] == "save 2"
 
 
 def test_a_resumed_run_goes_on_where_it_stood(make_group):
