@@ -137,8 +137,8 @@ def test_a_sweep_is_one_array_whose_tasks_have_runs_of_their_own(script, tmp_pat
     assert len(set(runs)) == 4 and all(Path(run).parent == tmp_path / "mine" for run in runs)
     settings = [variable(text, "overrides", index) for index in range(4)]
     assert [(s[0], s[1]) for s in settings] == [
-        ("learner.lr=1e-4", "seed=1"), ("learner.lr=1e-4", "seed=2"),
-        ("learner.lr=3e-4", "seed=1"), ("learner.lr=3e-4", "seed=2"),
+        ("learner.lr=0.0001", "seed=1"), ("learner.lr=0.0001", "seed=2"),
+        ("learner.lr=0.0003", "seed=1"), ("learner.lr=0.0003", "seed=2"),
     ]  # fmt: skip
     assert [f"name={Path(run).name}" for run in runs] == [s[-2] for s in settings]
 
