@@ -150,12 +150,12 @@ def test_a_sweep_may_not_change_the_request(refused):
 def test_all_faults_are_told_at_once(refused):
     told = refused(
         "steps=-1", "slurm.nodes=0", "slurm.time=soon", "slurm.memory=lots", "slurm.partition=a b", "slurm.image=x",
-        "slurm.signal_seconds=5", "cluster=inline", "slurm.gpu=8",
+        "slurm.signal_seconds=5", "cluster=inline", "slurm.node=8",
     )  # fmt: skip
     for fault in (
         "slurm.nodes must be at least 1", "'soon' is no time", "'lots' is no amount", "slurm.partition must be one",
         "slurm.image and slurm.mounts need", "signal_seconds must exceed 30", "cluster=inline trains in one process",
-        "unknown key 'slurm.gpu': did you mean 'slurm.gpus_per_node'?", "steps must be at least 0",
+        "unknown key 'slurm.node': did you mean 'slurm.nodes'?", "steps must be at least 0",
     ):  # fmt: skip
         assert fault in told
 
