@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import sys
 import time
@@ -97,13 +98,13 @@ def _words(overrides: Sequence[str], resume: Path | None) -> tuple[RunConfig, li
 
 
 def _client(address: str) -> Any:
-    try:
-        import aiohttp  # noqa: F401  - without it Ray fails later, with a sentence about something else
-        from ray.job_submission import JobSubmissionClient
-    except ImportError as error:
+    if importlib.util.find_spec("aiohttp") is None:  # without it Ray fails later, with a sentence about something else
         raise CispoError(
-            f"Ray's job submission is not installed here ({error}); pip install 'cispo[ray]', which is ray[default]."
-        ) from error
+            "Ray's job submission is not installed here (aiohttp is missing); pip install 'cispo[ray]', which is "
+            "ray[default]."
+        )
+    from ray.job_submission import JobSubmissionClient
+
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, OSError) as error:

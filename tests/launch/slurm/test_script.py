@@ -137,8 +137,8 @@ def test_a_sweep_is_one_array_whose_tasks_have_runs_of_their_own(script, tmp_pat
     assert len(set(runs)) == 4 and all(Path(run).parent == tmp_path / "mine" for run in runs)
     settings = [variable(text, "overrides", index) for index in range(4)]
     assert [(s[0], s[1]) for s in settings] == [
-        ("learner.lr=1e-4", "seed=1"), ("learner.lr=1e-4", "seed=2"),
-        ("learner.lr=3e-4", "seed=1"), ("learner.lr=3e-4", "seed=2"),
+        ("learner.lr=0.0001", "seed=1"), ("learner.lr=0.0001", "seed=2"),
+        ("learner.lr=0.0003", "seed=1"), ("learner.lr=0.0003", "seed=2"),
     ]  # fmt: skip
     assert [f"name={Path(run).name}" for run in runs] == [s[-2] for s in settings]
 
@@ -150,12 +150,12 @@ def test_a_sweep_may_not_change_the_request(refused):
 def test_all_faults_are_told_at_once(refused):
     told = refused(
         "steps=-1", "slurm.nodes=0", "slurm.time=soon", "slurm.memory=lots", "slurm.partition=a b", "slurm.image=x",
-        "slurm.signal_seconds=5", "cluster=inline", "slurm.gpu=8",
+        "slurm.signal_seconds=5", "cluster=inline", "slurm.node=8",
     )  # fmt: skip
     for fault in (
         "slurm.nodes must be at least 1", "'soon' is no time", "'lots' is no amount", "slurm.partition must be one",
         "slurm.image and slurm.mounts need", "signal_seconds must exceed 30", "cluster=inline trains in one process",
-        "unknown key 'slurm.gpu': did you mean 'slurm.gpus_per_node'?", "steps must be at least 0",
+        "unknown key 'slurm.node': did you mean 'slurm.nodes'?", "steps must be at least 0",
     ):  # fmt: skip
         assert fault in told
 
