@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from cispo.checkpoint import FolderCheckpoints
 from cispo.errors import CheckpointError, ConfigError
-from configs.schema import RunConfig
-from launch.compose import save_config
 from launch.run_files import read_metrics, write_atomically
+
+if TYPE_CHECKING:  # who only looks at runs need not wait for torch
+    from cispo.checkpoint import FolderCheckpoints
+    from configs.schema import RunConfig
 
 LOCK = ".lock"
 
@@ -39,6 +40,8 @@ def check_folder(folder: Path, checkpoints: FolderCheckpoints, *, resume: bool) 
 @contextmanager
 def saved_config(config: RunConfig, folder: Path, checkpoints: FolderCheckpoints) -> Iterator[None]:
     """Write config.yaml; a resumed run that failed before it saved a step gets the one that it had back."""
+    from launch.compose import save_config
+
     path, steps = folder / "config.yaml", checkpoints.steps()
     before = path.read_text(encoding="utf-8") if path.exists() else None
     save_config(config, path)

@@ -25,7 +25,7 @@ DOCS = ROOT / "docs"
 PACKAGES = ("cispo", "configs", "launch", "model", "rewards", "rollout", "sandbox")
 PAGE_NAMES = (
     "algorithm", "api", "asynchronous", "configs", "engines", "episodes", "kernels", "learners", "logic",
-    "long_context", "map", "models", "precision", "sandbox", "sandbox_service", "scaling", "swe", "transformers",
+    "long_context", "map", "models", "precision", "report", "sandbox", "sandbox_service", "scaling", "swe", "transformers",
     "weight_sync",
 )  # fmt: skip
 PAGES = [DOCS / f"{name}.md" for name in PAGE_NAMES] + sorted(DOCS.glob("decisions/*.md"))

@@ -1,11 +1,11 @@
-// Curves, drawn with Plotly. One run has a colour for each metric; several runs have a colour each, and a dash for each
-// metric. Plotly reads "<" in a label as markup, so plain() takes it away.
+// Curves, drawn with Plotly. One run has a colour for each metric. Several runs have a colour each, a dash for each metric,
+// and of sets and rewards only the whole: "Any metric" has the rest. Plotly reads "<" in a label as markup, so plain() takes it away.
 
 const plain = (text) => visible(String(text)).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const hidden = new Set(); // runs that were switched off
 const runsShown = () => RUNS.filter((run) => !hidden.has(run));
 const many = () => RUNS.length > 1;
-const DASHES = ["solid", "dot", "dash", "dashdot", "longdash"];
+const DASHES = ["solid", "dash", "longdashdot", "dashdot"]; // dotted is the second axis
 
 const names = (run, pattern) => Object.keys(run.metrics).filter((name) => pattern.test(name));
 
@@ -40,19 +40,19 @@ function accuracyLines() {
     });
     const sets = distinct(curves.map(({ set }) => set)).sort(allFirst);
     const colours = palette();
-    return curves.sort((a, b) => sets.indexOf(a.set) - sets.indexOf(b.set)).map(({ set, measure, steps, values }) => ({
+    return curves.filter(({ set }) => !many() || set === sets[0]).sort((a, b) => sets.indexOf(a.set) - sets.indexOf(b.set)).map(({ set, measure, steps, values }) => ({
       type: "scatter", mode: "lines+markers", x: steps, y: values, name: plain(`${many() ? `${run.label} · ` : ""}${set} ${measure}`),
       line: { color: colours[sets.indexOf(set) % colours.length], dash: accuracyDash(measure), width: set === sets[0] ? 3 : 2, ...ofRun(run) },
-      visible: measure.startsWith("pass") || (many() && set !== sets[0]) ? "legendonly" : true,
+      visible: measure.startsWith("pass") ? "legendonly" : true,
     }));
   });
 }
 
 function rewardLines() {
-  return runsShown().flatMap((run) => names(run, /^reward\/.*mean$/).map((name) => {
+  return runsShown().flatMap((run) => names(run, many() ? /^reward\/mean$/ : /^reward\/.*mean$/).map((name) => {
     const label = name.replace(/^reward\//, "").replace(/\/mean$/, "");
     const isWhole = label === "mean";
-    return line(run, name, { label: isWhole ? "reward" : label, line: { width: isWhole ? 3 : 1.5 }, ...(many() && !isWhole ? { visible: "legendonly" } : {}) });
+    return line(run, name, { label: isWhole ? "reward" : label, line: { width: isWhole ? 3 : 1.5 } });
   })).filter(Boolean);
 }
 

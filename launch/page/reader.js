@@ -1,6 +1,6 @@
 // The chosen trace: verdict, numbers, every part of its reward, prompt, and tokens to point at.
 
-const reading = { trace: null, colouring: "ratio", tab: "trace", token: null };
+const reading = { trace: null, colouring: "logp", tab: "trace", token: null };
 
 function choose(trace, { remember = true } = {}) {
   reading.trace = trace;

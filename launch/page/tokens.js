@@ -5,9 +5,9 @@ const TOKENS_AT_ONCE = 4000;
 
 const COLOURINGS = {
   ratio: {
-    label: "ratio", ends: ["÷ 3 or less", "1", "3 or more"], hues: ["--cool", "--warm"],
+    label: "ratio", ends: ["½ or less", "1", "2 or more"], hues: ["--cool", "--warm"],
     about: "current over behaviour probability, before the update; underlined at the cap",
-    of: ({ ratio }) => (ratio == null ? null : clamp(Math.log(ratio) / Math.log(3))),
+    of: ({ ratio }) => (ratio == null ? null : clamp(Math.log2(ratio))),
   },
   advantage: {
     label: "advantage", ends: ["−2, less of this", "0", "+2, more of this"], hues: ["--warm", "--cool"],
