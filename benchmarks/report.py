@@ -38,7 +38,7 @@ def enlarge(run_folder: Path, folder: Path, *, copies: int, rng: random.Random) 
     (folder / "rollouts").mkdir()
     files = rollout_files(run_folder)
     per_step = -(-NUM_TRACES // len(files))
-    for step, path in files:
+    for _, path in files:
         real = read_jsonl(path)
         records = [perturbed(real[i % len(real)], i, copies, rng) for i in range(per_step)]
         (folder / "rollouts" / path.name).write_text(json_lines(records), encoding="utf-8")

@@ -13,6 +13,7 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,6 @@ def write_report(*run_folders: Path, output: Path | None = None) -> Path:
     Raises:
         DataError: a folder is not one of a run, is named twice, or there are too many.
     """
-    from plotly.offline import get_plotlyjs
-
     _check(run_folders)
     share = len(run_folders)
     labels = run_labels(run_folders)
@@ -54,7 +53,7 @@ def write_report(*run_folders: Path, output: Path | None = None) -> Path:
         for folder, label in zip(run_folders, labels, strict=True)
     ]
     title = " · ".join(labels)
-    packed = {"page": packed_json({"runs": labels, "comparison": comparison(runs)}), "plotly": pack(get_plotlyjs())}
+    packed = {"page": packed_json({"runs": labels, "comparison": comparison(runs)}), "plotly": packed_plotly()}
     for number, run in enumerate(runs):
         packed |= {f"run-{number}": packed_json(run.data()), f"streams-{number}": pack(run.traces.streams)}
     page = _fill(
@@ -110,6 +109,14 @@ def pack(content: str | bytes) -> str:
     """Compressed and in base64: no character of the content stands in the page, so none can end an element."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     return base64.b64encode(gzip.compress(data, compresslevel=9, mtime=0)).decode("ascii")
+
+
+@cache
+def packed_plotly() -> str:
+    """plotly.js as pip installed it; to compress it takes most of the time of a page."""
+    from plotly.offline import get_plotlyjs
+
+    return pack(get_plotlyjs())
 
 
 def curves_svg(run_folder: Path, path: Path) -> Path:

@@ -24,10 +24,10 @@ def answers(step):
     return [
         trace(0, ("4", "2"), prompt="6*7=", reward=1.0, parts={"answer": 1.0, "format": 0.5}, advantage=1.0,
               logp=[-0.1, -3.0], ratio=[1.0, 3.5], note="fine", version=step - 1, versions=[[0, step - 1]]),
-        trace(0, ("4", "1"), member=1, prompt="6*7=", reward=-0.5, parts={"answer": 0.0}, verdict="wrong", correct=False,
-              stop_reason="length", advantage=-1.0, logp=[-0.1, -0.2], ratio=[1.0, 0.5], note="expected 42, got 41"),
-        trace(1, ("a", "b", "4\n", "c"), task="program", prompt="Übung=", verdict="unparseable", correct=False, reward=0.0,
-              logp=[-0.1, -0.1, None, -0.1], ratio=[1.0, 1.0, None, 1.0], observations=[tool], version=0,
+        trace(0, ("4", "1"), member=1, prompt="6*7=", reward=-0.5, parts={"answer": 0.0}, verdict="wrong",
+              correct=False, stop_reason="length", advantage=-1.0, logp=[-0.1, -0.2], ratio=[1.0, 0.5], note="expected 42, got 41"),
+        trace(1, ("a", "b", "4\n", "c"), task="program", prompt="Übung=", verdict="unparseable", correct=False,
+              reward=0.0, logp=[-0.1, -0.1, None, -0.1], ratio=[1.0, 1.0, None, 1.0], observations=[tool], version=0,
               versions=[[0, 0], [3, step - 1]], note=""),
         trace(1, ("ok",), member=1, task="program", prompt="Übung=", reward=1.0, note="", ids=[999]),
     ]  # fmt: skip
