@@ -104,7 +104,7 @@ def test_a_trace_shows_every_part_of_its_reward_its_verdict_and_its_numbers(wind
     assert window.text(".verdict-line").startswith("correct")
     window.page.locator("#tokens [data-token='1']").hover()
     facts = window.text("#token-facts")
-    for said in ("2 of 2", "“2”", "−3.000 (5.0 %)", "−1.747", "3.500", "1.000", "0, 0 old"):
+    for said in ("2 of 2", "“2”", "−3.000 (5.0 %)", "−1.747", "3.50", "1.000", "0, 0 old"):
         assert said in facts, (said, facts)
 
 
