@@ -26,10 +26,10 @@ def main() -> None:
     path = write_report(parser.parse_args().run).resolve()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": WIDTH, "height": 800}, color_scheme="light")
+        page = browser.new_page(viewport={"width": WIDTH, "height": 1000}, color_scheme="light")
         page.goto(path.as_uri())
         page.wait_for_selector("body[data-charts=ready]", state="attached")
-        cuts = [cut(page, "scrollTo(0, 0)", 760), cut(page, CHOOSE, 620)]
+        cuts = [cut(page, "scrollTo(0, 0)", 905), cut(page, CHOOSE, 800)]
         browser.close()
     whole = Image.new("RGB", (WIDTH, sum(image.height for image in cuts)), "white")
     for i, image in enumerate(cuts):
