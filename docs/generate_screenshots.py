@@ -34,13 +34,13 @@ def main() -> None:
     whole = Image.new("RGB", (WIDTH, sum(image.height for image in cuts)), "white")
     for i, image in enumerate(cuts):
         whole.paste(image, (0, sum(before.height for before in cuts[:i])))
-    whole.quantize(128).save(PICTURE, optimize=True)
+    whole.quantize(256).save(PICTURE, optimize=True)
     print(f"{PICTURE}: {PICTURE.stat().st_size / 1000:.0f} kB")
 
 
-# A long answer from the middle of the run, whose least likely token shows.
+# A long wrong answer of the first steps, when the policy was still in doubt.
 CHOOSE = """async () => {
-  at('step-from').value = 10; at('sort').value = 'least likely token';
+  at('step-to').value = 3; at('sort').value = 'longest'; at('filter-correct').value = 'no';
   await applyFilters();
   choose(filtering.matches.find(({ length }) => length > 20));
   at('tokens').querySelector('[data-token="3"]').dispatchEvent(new MouseEvent('mouseover', { bubbles: true }));
