@@ -59,7 +59,6 @@ bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/async.py
 	$(BIN)/python benchmarks/weight_sync.py
 	$(BIN)/python benchmarks/faults.py
-	$(BIN)/python benchmarks/report.py runs/embedded
 
 clean:
 	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
