@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cispo.types import Floats, Group, PackedBatch, Trajectory, UpdateResult
+from cispo.types import Floats, Group, Ints, PackedBatch, Trajectory, UpdateResult
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text. It should show special tokens, or a stop token is invisible to the reader."""
@@ -60,9 +60,10 @@ def rollout_record(
 ) -> dict[str, Any]:
     """One trajectory as a line of rollouts/step_N.jsonl.
 
-    `tokens`, `logp` and `ratio` run over all that follows the prompt and are aligned; an observation (multi-turn)
-    has null for `logp` and `ratio`, and so has a token whose number is not finite. `observations` says where in
-    `tokens` each stands, and what the environment made of the turn before it.
+    `tokens`, `ids`, `logp` and `ratio` run over all that follows the prompt and are aligned; an observation
+    (multi-turn) has null for `logp` and `ratio`, and so has a token whose number is not finite. `observations` says
+    where in `tokens` each stands, and what the environment made of the turn before it. `versions` is the policies that
+    sampled the tokens, as spans: an entry for each change and not for each token.
 
     Args:
         group: the prompt with its trajectories and scores.
@@ -83,6 +84,7 @@ def rollout_record(
         "prompt": group.prompt.text,
         "text": decode(response_ids),
         "tokens": token_strings(response_ids, decode),
+        "ids": response_ids,
         "logp": _action_numbers(trajectory.behaviour_logp_T, trajectory, response),
         "ratio": ratios,
         "mean_ratio": _mean(ratios),
@@ -93,6 +95,7 @@ def rollout_record(
         "correct": score.correct,
         "advantage": _finite(advantage),
         "version": trajectory.oldest_version,
+        "versions": version_spans(trajectory.version_T[response]),
         "stop_reason": str(trajectory.stop_reason),
         "num_tokens": trajectory.num_actions,
         "observations": [
@@ -143,6 +146,14 @@ def token_strings(token_ids: Sequence[int], decode: Decode) -> list[str]:
     if pending:
         strings[-1] = decode(pending)
     return strings
+
+
+def version_spans(version_T: Ints) -> list[list[int]]:
+    """[first token, version] of each stretch that one policy sampled; tokens that none sampled (-1) end nothing."""
+    sampled = np.flatnonzero(version_T >= 0)
+    versions = version_T[sampled]
+    changes = np.flatnonzero(np.diff(versions, prepend=-1))
+    return [[int(sampled[i]), int(versions[i])] for i in changes]
 
 
 def _evenly_chosen(groups: Sequence[Group], limit: int) -> Sequence[Group]:

@@ -113,9 +113,21 @@ def make_parser() -> argparse.ArgumentParser:
     _add_rewards(commands)
     _add_workers(commands)
 
-    report = commands.add_parser("report", help="make runs/<name>/report.html anew")
-    report.add_argument("folder", type=Path, help="runs/<name>")
-    report.add_argument("--svg", type=Path, metavar="FILE", help="draw only the accuracy curves, into this file")
+    report = commands.add_parser(
+        "report",
+        help="one page of a run, or of several side by side (docs/report.md)",
+        description="One run: its report.html anew. Several: one page with all of them. The path is printed.",
+    )
+    report.add_argument("folders", nargs="+", type=Path, metavar="folder", help="runs/<name>, or several")
+    report.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the page; default runs/<name>/report.html, or runs/<a>-vs-<b>.html for several",
+    )
+    report.add_argument(
+        "--svg", type=Path, metavar="FILE", help="draw only the accuracy curves of one run, into this file"
+    )
     report.set_defaults(run=run_report)
 
     runs = commands.add_parser(
@@ -289,9 +301,16 @@ def run_runs(options: argparse.Namespace) -> int:
 
 def run_report(options: argparse.Namespace) -> int:
     """`cispo report`."""
+    from cispo.errors import DataError
     from launch.report import curves_svg, write_report
 
-    print(curves_svg(options.folder, options.svg) if options.svg else write_report(options.folder))
+    if options.svg and (options.output or len(options.folders) > 1):
+        raise DataError("--svg draws the curves of one run and nothing else: name one run, and leave --output out.")
+    print(
+        curves_svg(options.folders[0], options.svg)
+        if options.svg
+        else write_report(*options.folders, output=options.output)
+    )
     return 0
 
 

@@ -45,6 +45,26 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def read_jsonl_leniently(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The objects of a JSON Lines file for somebody who looks at a run, and a sentence on damaged lines if any."""
+    *lines, unfinished = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    del unfinished  # what a killed run leaves, or one under way is about to finish
+    records, bad = [], []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line, parse_constant=lambda _: None)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            bad.append(number)
+    if not bad:
+        return records, []
+    which = f"line {bad[0]} is" if len(bad) == 1 else f"{len(bad)} lines from line {bad[0]} on are"
+    return records, [f"{path.name} is damaged: {which} left out."]
+
+
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, one per step; none if the run logged nothing yet."""
     path = run_folder / "metrics.jsonl"

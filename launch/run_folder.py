@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from cispo.checkpoint import FolderCheckpoints
 from cispo.errors import CheckpointError, ConfigError
-from configs.schema import RunConfig
-from launch.compose import save_config
 from launch.run_files import read_metrics, write_atomically
+
+if TYPE_CHECKING:  # who only looks at runs need not wait for torch
+    from cispo.checkpoint import FolderCheckpoints
+    from configs.schema import RunConfig
 
 LOCK = ".lock"
 
@@ -44,6 +45,8 @@ def saved_config(
 
     A resumed run that failed before it saved a step gets those that it had back.
     """
+    from launch.compose import save_config
+
     paths, steps = (folder / "config.yaml", folder / "plan.txt"), checkpoints.steps()
     before = {path: path.read_text(encoding="utf-8") for path in paths if path.exists()}
     save_config(config, paths[0])

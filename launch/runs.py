@@ -30,6 +30,11 @@ class LocalRun:
 
     folder: Path
 
+    @property
+    def is_one(self) -> bool:
+        """There is something of a run in the folder."""
+        return any((self.folder / name).exists() for name in ("config.yaml", "metrics.jsonl", "rollouts"))
+
     @cached_property
     def settings(self) -> Mapping[str, Any]:
         """The configuration by dotted key."""
@@ -121,17 +126,17 @@ def overview(runs: Sequence[LocalRun]) -> Table:
     return table
 
 
-def side_by_side(runs: Sequence[LocalRun]) -> list[Table]:
-    """The settings that differ between the runs, and what each came to."""
-    names = [run.folder.name for run in runs]
+def differing_settings(runs: Sequence[LocalRun]) -> dict[str, list[str]]:
+    """Dotted key -> its value in each run as JSON, for the keys whose values are not all the same."""
     keys = sorted({key for run in runs for key in run.settings} - set(NOT_SETTINGS))
-    settings = _table("setting", *names)
-    for key in keys:
-        values = [json.dumps(run.settings[key]) if key in run.settings else MISSING for run in runs]
-        if len(set(values)) > 1:
-            settings.add_row(key, *values)
-    results = _table("result", *names)
-    rows: dict[str, list[str]] = {
+    rows = {key: [json.dumps(run.settings[key], default=str) if key in run.settings else MISSING for run in runs]
+            for key in keys}  # fmt: skip
+    return {key: values for key, values in rows.items() if len(set(values)) > 1}
+
+
+def results(runs: Sequence[LocalRun]) -> dict[str, list[str]]:
+    """What each run came to, as text by the name of the result."""
+    rows = {
         "state": [run.state for run in runs],
         "step": [str(run.step) for run in runs],
         "sampled accuracy": [_from_to(run.accuracy("sampled")) for run in runs],
@@ -141,9 +146,19 @@ def side_by_side(runs: Sequence[LocalRun]) -> list[Table]:
     }
     for metric in ("reward/mean", "response_length/mean", "drift/kl_p95", "staleness/mean", "ratio/capped_fraction"):
         rows[f"last {metric}"] = [_number(run.last(metric)) for run in runs]
-    for name, cells in rows.items():
-        results.add_row(name, *cells)
-    return [settings, results] if settings.row_count else [results]
+    return rows
+
+
+def side_by_side(runs: Sequence[LocalRun]) -> list[Table]:
+    """The settings that differ between the runs, and what each came to."""
+    names = [run.folder.name for run in runs]
+    tables = []
+    for title, rows in (("setting", differing_settings(runs)), ("result", results(runs))):
+        table = _table(title, *names)
+        for name, cells in rows.items():
+            table.add_row(name, *cells)
+        tables += [table] if rows else []
+    return tables
 
 
 def _table(*columns: str) -> Table:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from configs.schema import RunConfig
-from launch.trackers import read_jsonl
+from launch.run_files import read_jsonl
+
+if TYPE_CHECKING:
+    from configs.schema import RunConfig
 
 Line = Mapping[str, Any]
 RL_SECONDS = ("perf/step_seconds", "timing_s/evaluate", "timing_s/save")

@@ -26,7 +26,8 @@ DOCS = ROOT / "docs"
 PACKAGES = ("cispo", "configs", "launch", "model", "rewards", "rollout", "sandbox")
 PAGE_NAMES = (
     "algorithm", "api", "asynchronous", "configs", "configuring", "engines", "episodes", "kernels", "learners",
-    "logic", "long_context", "map", "models", "precision", "sandbox", "sandbox_service", "scaling", "slurm", "swe",
+    "logic", "long_context", "map", "models", "precision", "report", "sandbox", "sandbox_service", "scaling",
+    "slurm", "swe",
     "transformers", "weight_sync",
 )  # fmt: skip
 PAGES = [DOCS / f"{name}.md" for name in PAGE_NAMES] + sorted(DOCS.glob("decisions/*.md"))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cispo.advantage import assign_credit
 from cispo.packing import pack
-from cispo.records import learnt_streams, rollout_record, rollout_records, token_strings
+from cispo.records import learnt_streams, rollout_record, rollout_records, token_strings, version_spans
 from cispo.types import Group, ObservationSpan, Prompt, Score, StopReason, Trajectory, UpdateResult, Verdict
 
 
@@ -53,6 +53,7 @@ def test_record_has_every_documented_field():
         "prompt": "ab",
         "text": "cde",
         "tokens": ["c", "d", "e"],
+        "ids": [2, 3, 4],
         "logp": [-0.5, -0.25, -1.0],
         "ratio": [1.0, 2.0, 3.0],
         "mean_ratio": 2.0,
@@ -63,6 +64,7 @@ def test_record_has_every_documented_field():
         "correct": True,
         "advantage": 1.5,
         "version": 7,
+        "versions": [[0, 7]],
         "stop_reason": "stop",
         "num_tokens": 3,
         "observations": [],
@@ -83,6 +85,12 @@ def test_an_observation_has_its_place_among_the_tokens_of_the_response():
         {"start": 3, "stop": 3, "tool": "shell", "verdict": "TLE", "is_error": True, "note": "too slow"},
     ]
     assert record["tokens"][1:2] == ["d"] and record["logp"][1] is None
+
+
+def test_versions_are_spans_of_what_was_sampled():
+    assert version_spans(np.array([3, 3, -1, 3, 4, -1, -1, 5])) == [[0, 3], [4, 4], [7, 5]]
+    assert version_spans(np.array([-1, 2])) == [[1, 2]]
+    assert version_spans(np.array([-1, -1])) == version_spans(np.array([], dtype=np.int64)) == []
 
 
 def test_observation_and_nonfinite_numbers_are_null():
