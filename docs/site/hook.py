@@ -3,6 +3,7 @@
 - README.md is the first page, and a file of the repository that a page links to is shown as a page.
 - Pages of `nav` that do not exist are left out, those that it does not name go under "More", decisions are listed by name.
 - The file name of a code block (```python my_tasks.py) becomes its title.
+- The one script that the theme would fetch from a network is taken from this folder.
 - `<!-- reference: dotted.name ... -->` becomes signature and docstring of each name.
 """
 
@@ -21,6 +22,7 @@ DOCS = ROOT / "docs"
 FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>\w+) (?P<name>[^\s=]+)$", re.M)
 LINK = re.compile(r"\]\((?!\w+:|#)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 REFERENCE = re.compile(r"^<!-- reference: (?P<names>[\w.\s]+?) -->$", re.M)
+FETCHED, OWN = "https://unpkg.com/iframe-worker/shim", "site/iframe_worker.js"
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".md": "markdown", ".toml": "toml"}
 
 Nav = list[dict[str, Any]]
@@ -110,3 +112,13 @@ def dialect(markdown: str, name: str, folder: Path) -> str:
 
     titled = FENCE.sub(r'\g<fence>\g<language> title="\g<name>"', markdown)
     return REFERENCE.sub(reference, LINK.sub(link, titled))
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """No request to others: search in pages opened from the disk uses our copy of its script."""
+    return output.replace(FETCHED, posixpath.relpath(OWN, posixpath.dirname(page.url) or "."))
+
+
+def on_post_template(output: str, template_name: str, config: Any) -> str:
+    """The same for what is no page, such as 404.html."""
+    return output.replace(FETCHED, OWN)
