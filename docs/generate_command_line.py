@@ -60,7 +60,7 @@ def sentence(text: str) -> str:
 
 def linked(text: str) -> str:
     """Mentions of pages as links."""
-    return re.sub(r"docs/(\w+\.md)", r"[\1](\1)", text)
+    return re.sub(r"docs/(\w+\.md)", r"[\1](\1)", text.replace("<", "&lt;"))
 
 
 def spelled(action: argparse.Action) -> str:

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from configs.schema import RunConfig
-from launch.cli import make_parser
+from launch.cli import main, make_parser
 from launch.compose import compose
 from tests.docs.pages import COMMANDS, PAGES, ROOT, SHORT, blocks_of, command_blocks, shortened
 
@@ -57,13 +57,19 @@ class Session:
 
     def finish(self, block, command):
         status = next((int(flag.split()[1]) for flag in block.flags if flag.startswith("status")), 0)
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command],
-            cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280,
-        )  # fmt: skip
+        if block.kind == "run" and block.language == "console":  # in this process, which has imported everything
+            assert main(shlex.split(command, comments=True)[1:]) == status, f"{block.place}: {command}"
+            return
+        done = self.bash(command)
         told = f"{block.place}: {command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         assert done.returncode == status, told
         assert "Traceback" not in done.stderr, told
+
+    def bash(self, command):
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280,
+        )  # fmt: skip
 
     def serve(self, command):
         """Start a server as the page says, but on a free port; wait until it says where it listens."""
@@ -95,8 +101,7 @@ class Session:
 def short_run(tmp_path_factory):
     """A short run named embedded, as other pages take it for granted."""
     session = Session(tmp_path_factory.mktemp("short"))
-    command = shortened(["cispo", "train", "name=embedded"])
-    done = subprocess.run(command, cwd=session.folder, env=session.environment, capture_output=True, text=True)
+    done = session.bash(shlex.join(shortened(["cispo", "train", "name=embedded"])))
     assert done.returncode == 0, done.stderr
     return session.folder / "runs" / "embedded"
 
@@ -104,6 +109,7 @@ def short_run(tmp_path_factory):
 @pytest.fixture
 def session(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     session = Session(tmp_path)
     yield session
@@ -125,7 +131,10 @@ def pages_with(kind):
 def follow(page, kinds, session):
     """The page's files and its commands of these kinds, from top to bottom."""
     write_files(page, session.folder)
+    names = {}
     for block in blocks_of(page):
+        if block.language == "python" and "slow" in kinds:
+            exec(compile(block.text, block.place, "exec"), names)
         if block.language in COMMANDS and block.kind in kinds:
             session.run(block)
 
@@ -133,6 +142,15 @@ def follow(page, kinds, session):
 @pytest.mark.parametrize("page", [page for page in pages_with("run") if page not in pages_with("slow")], ids=place)
 def test_the_commands_of_a_page_run(page, session):
     follow(page, ("run",), session)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(b.language == "python" for b in blocks_of(page))], ids=place)
+def test_the_programs_of_a_page_run_from_top_to_bottom(page, session):
+    write_files(page, session.folder)
+    names = {}
+    for block in blocks_of(page):
+        if block.language == "python":
+            exec(compile(block.text, block.place, "exec"), names)
 
 
 @pytest.mark.slow
