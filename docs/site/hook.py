@@ -1,7 +1,7 @@
 """What makes a site of pages that are written to be read on GitHub: called by MkDocs, see mkdocs.yml.
 
 - README.md is the first page, and a file of the repository that a page links to is shown as a page.
-- Pages of `nav` that do not exist are left out, those that it does not name go under "More", decisions are listed by name.
+- Pages of `nav` that do not exist are left out, those that it does not name go under "More"; decisions are listed.
 - The file name of a code block (```python my_tasks.py) becomes its title.
 - The one script that the theme would fetch from a network is taken from this folder.
 - `<!-- reference: dotted.name ... -->` becomes signature and docstring of each name.

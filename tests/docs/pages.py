@@ -10,7 +10,7 @@ A block of commands (```bash, ```console, ```sh) says in an HTML comment right a
     <!-- test: parse: needs two GPUs -->    cannot run here, for this reason: read by the real parser, settings checked
 
 Blocks with a file name (```jsonl prompts.jsonl) are written into the page's folder; a Python block whose first line is
-`# name.py` is a file as well as a program. All other Python blocks run, one after the other, in one namespace. A page that
+    <!-- test: parse: needs two GPUs -->    cannot run here, for this reason: its words and settings are checked
 names runs/embedded finds a short run there, and one that names a file which another page shows finds that file.
 """
 
