@@ -16,8 +16,8 @@ PAGE = Path(__file__).with_name("command_line.md")
 HEAD = """# Command line
 
 Generated from the parser by `docs/generate_command_line.py`. Settings, `key=value`, are in
-[the reference](configs.md#reference); they may stand before and behind options. A wrong one is answered with the nearest
-right one, and the exit status is 1.
+[the reference](configs.md#reference); they may stand before and behind options. A wrong one is answered with the
+nearest right one, and the exit status is 1.
 """
 
 
