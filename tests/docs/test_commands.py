@@ -144,7 +144,7 @@ def follow(page, kinds, session):
             session.run(block)
 
 
-@pytest.mark.parametrize("page", [page for page in pages_with("run") if page not in pages_with("slow")], ids=place)
+@pytest.mark.parametrize("page", pages_with("run"), ids=place)
 def test_the_commands_of_a_page_run(page, session):
     follow(page, ("run",), session)
 
