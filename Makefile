@@ -5,6 +5,7 @@
 #   make test                        the tests          make check   lint, format, types, import directions
 #   make bench                       the benchmarks     make clean   remove .venv and caches, keep runs/
 #   make test-long                   what takes longer than that
+#   make docs                        the documentation as a site: site/index.html, which needs no network
 #   make test-vllm                   the engines on vLLM against the real one, in an environment of its own
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: train test test-long test-vllm check bench clean constraints
+.PHONY: train test test-long test-vllm check docs bench clean constraints
 
 # A learner that needs a library of its own brings it along: make train ARGS="learner=deepspeed"
 LEARNER := $(filter deepspeed megatron,$(patsubst learner=%,%,$(ARGS)))
@@ -39,6 +40,10 @@ check: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	@echo "open site/index.html"
 
 # The real vLLM against tests/rollout/test_vllm.py, in an environment of its own of 3.4 GB: it needs exactly this torch.
 test-vllm: .venv-vllm/.installed
@@ -98,7 +103,11 @@ clean:
 	$(PIP) --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
-.venv/.installed-bench: .venv/.installed-dev
+.venv/.installed-docs: .venv/.installed
+	$(PIP) --constraint constraints.txt --editable ".[docs]"
+	@touch $@
+
+.venv/.installed-bench: .venv/.installed-dev .venv/.installed-docs
 	$(PIP) --constraint constraints.txt --editable ".[bench]"
 	@touch $@
 

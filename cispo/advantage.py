@@ -30,6 +30,11 @@ def group_advantages(rewards_G: ArrayLike, *, normalise: str = "std") -> Floats:
 
     Returns:
         float32 [G]; zeros for a flat group, for one reward and for none.
+
+    Raises:
+        ConfigError: another word than "std" or "mean".
+
+    Source: MiniMax-M1 (arXiv 2506.13585), equation 2.
     """
     if normalise not in ("std", "mean"):
         raise ConfigError(f"the advantages of one group can be normalised by 'std' or 'mean', not by {normalise!r}.")

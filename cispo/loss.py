@@ -111,6 +111,8 @@ def cispo_loss(
 
     Raises:
         ConfigError: a cap or mask_above below 1, a floor or mask_below outside [0, 1].
+
+    Source: MiniMax-M1 (arXiv 2506.13585), equations 4-7.
     """
     band = Band(ratio_cap, ratio_floor, mask_above, mask_below)
     credit = token_credit(logp_T, behaviour_logp_T, advantage_T, weight_T, mask_T, band)

@@ -83,6 +83,8 @@ def lightning_attention(
     Returns:
         out [T, H, d] in q's dtype, and the final state of each sequence [N, H, d, d], float32 at least.
         Gradients flow through both, and into `state`.
+
+    Source: MiniMax-01 (arXiv 2501.08313), section 2.2.
     """
     if cu_seqlens is None:
         cu_seqlens = torch.tensor([0, len(q)], device=q.device)

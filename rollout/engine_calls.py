@@ -60,7 +60,7 @@ class EngineCalls(ABC):
     def generate(
         self, prompts: Sequence[TokenIds], sampling: Sampling, seed: int = 0, num_samples: int = 1
     ) -> list[list[Completion]]:
-        """Sample every prompt `num_samples` times and wait; result [prompt][member]. Prompt i has seed `seed + i`.
+        """Sample every prompt `num_samples` times and wait; `result[prompt][member]`. Prompt i has seed `seed + i`.
 
         Requests submitted before go on meanwhile; the next `step` returns those that ended.
         """

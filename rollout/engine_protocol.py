@@ -135,7 +135,7 @@ class Engine(Protocol):
     def generate(
         self, prompts: Sequence[TokenIds], sampling: Sampling, seed: int = 0, num_samples: int = 1
     ) -> list[list[Completion]]:
-        """Sample every prompt `num_samples` times and wait; result [prompt][member]. Prompt i has seed `seed + i`."""
+        """Sample every prompt `num_samples` times and wait; `result[prompt][member]`. Prompt i has seed `seed + i`."""
 
     def stream(self, request: Request) -> Iterator[int]:
         """The new token ids of a request with one sample, each as soon as it is there."""
