@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     parser = make_parser()
     complete(parser)
-    options = _parse(parser, arguments)
+    options = parse(parser, arguments)
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.INFO, format="%(message)s", stream=sys.stderr)
     if options.debug:
         return int(options.run(options))
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(getattr(error, "exit_status", 1))
 
 
-def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """Settings may stand before and behind options: argparse by itself leaves those behind unread."""
     options, unread = parser.parse_known_args(arguments)
     if unread and (not hasattr(options, "overrides") or any(word.startswith("-") for word in unread)):
