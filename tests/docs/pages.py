@@ -9,9 +9,9 @@ A block of commands (```bash, ```console, ```sh) says in an HTML comment right a
     <!-- test: slow, short, status 1 -->    ... and must end with this status
     <!-- test: parse: needs two GPUs -->    cannot run here, for this reason: read by the real parser, settings checked
 
-Blocks with a file name (```jsonl prompts.jsonl) are written into the page's folder, and so is a Python block that begins
-with a comment of a file's name. A page that names runs/embedded finds a short run there, and one that names a file which
-another page shows finds that file.
+Blocks with a file name (```jsonl prompts.jsonl) are written into the page's folder, and so is a Python block that
+begins with a comment of a file's name. A page that names runs/embedded finds a short run there, and one that names a
+file which another page shows finds that file.
 """
 
 from __future__ import annotations
