@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import RunConfig
-from launch.trackers import read_jsonl
+from launch.run_files import read_jsonl
 
 Line = Mapping[str, Any]
 RL_SECONDS = ("perf/step_seconds", "timing_s/evaluate", "timing_s/save")

@@ -22,6 +22,7 @@ from configs.schema import RunConfig, explain
 from configs.strict import to_dict
 from launch import build
 from launch.actors import Handle
+from launch.attempts import attempt, code_version
 from launch.build import Data
 from launch.cluster import Place, cluster, wait_until_started
 from launch.fleet_size import FleetSize, forget_wish, worker_name
@@ -31,6 +32,7 @@ from launch.run_folder import check_folder, one_driver, resume_hint, saved_confi
 from launch.sandbox_actors import SandboxActors, shared_sandboxes
 from launch.summary import summarise
 from launch.trackers import Trackers, open_trackers
+from launch.wandb_mode import wandb_mode
 from launch.weight_sync import VerifiedSync
 from model.layout_faults import check_layout
 from rewards.custom import CustomReward
@@ -104,6 +106,7 @@ def _run(config: RunConfig, *, resume: bool, sft_only: bool, wrap: Wrap, is_agai
             forget_wish(folder)
         stack.enter_context(saved_config(config, folder, checkpoints))
         stack.enter_context(resume_hint(folder, checkpoints))
+        stack.enter_context(attempt(folder, max(checkpoints.steps(), default=0)))
         tracker = stack.enter_context(open_run_trackers(config, folder, checkpoints))
         guess = guess_accuracy(data.held_out)
         for line in [*explain(config), *explain_guess(guess)]:
@@ -137,6 +140,7 @@ def open_run_trackers(config: RunConfig, folder: Path, checkpoints: FolderCheckp
         total_steps=config.steps,
         resumed_step=max(checkpoints.steps(), default=-1),
         run_config=to_dict(config),
+        code=code_version(),
     )
 
 
@@ -171,6 +175,7 @@ def check_machine(config: RunConfig) -> None:
         build.make_sandbox_pool(config).close()
     if config.model.path and not Path(config.model.path).is_dir():
         raise CheckpointError(f"model.path={config.model.path} is not a folder.")
+    wandb_mode(config.tracking)
     check_device(config.learner.device)
     check_installed(config.learner)
     if config.learner.kind == "megatron":

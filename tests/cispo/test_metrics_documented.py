@@ -94,6 +94,12 @@ class Surroundings:
     def rollouts(self, step, records):
         pass
 
+    def histograms(self, step, histograms):
+        self.histograms_seen = set(histograms)
+
+    def alarm(self, step, metric, text):
+        pass
+
     def log(self, step, metrics):
         self.logged[step] = dict(metrics)
 
