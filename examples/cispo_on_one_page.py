@@ -1,167 +1,180 @@
-"""CISPO on one page: reinforcement learning of a small policy on a task whose answers can be checked, in plain torch.
+"""CISPO on one page: the whole algorithm, on a toy that a CPU learns in about a minute. Needs torch and nothing else.
 
-    python examples/cispo_on_one_page.py          # about a minute on one CPU core; needs torch and nothing else
+    python examples/cispo_on_one_page.py                   python examples/cispo_on_one_page.py --steps 50 --seed 1
 
-The task: add two digits and give both digits of the sum, e.g. 7 + 8 = 15. The policy sees the two digits and writes two
-more. Nobody shows it an answer. It guesses, a verifier says right or wrong, and CISPO makes the right guesses likelier:
+The toy: three digits in, the same digits in order out, then an end token. The policy has never seen an answer; it
+writes tokens at random, a verifier says how much of each answer is right, and that is all it ever hears.
 
-1. **Sample groups.** For each prompt the policy writes G answers. The log-probability of each token is kept: it is that
-   of the *behaviour* policy, the one that sampled.
-2. **Reward** each answer by checking it. Here a share of the points is paid for each right digit.
-3. **Advantage**: how much better an answer is than the others of its group, in standard deviations. No value network is
-   needed, since the group itself is the baseline. A group whose answers are all equally good says nothing: advantage 0.
-4. **Update**, several times on the same samples. After the first update the policy is no longer the one that sampled,
-   which the importance ratio r = p(token) / p_behaviour(token) makes up for.
+One step, as in the MiniMax-M1 report (arXiv 2506.13585, equations 2 to 5):
 
-What PPO does with r, and what CISPO does instead: PPO *drops* a token whose ratio has left the clip range, for its
-gradient becomes zero. The tokens that lose out are the rare ones that a chain of thought turns on ("wait", "however"),
-whose ratio moves most. CISPO (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5) clips the *weight* and keeps the gradient:
+    1. sample    a group of G answers to each of P prompts; keep each token's log-probability as it was sampled
+    2. score     every answer with the verifier
+    3. credit    an answer's advantage is its reward against its own group: no value network, no reference model
+    4. update    several times on parts of the batch, so that from the second update on the policy is no longer the one
+                 that sampled (off-policy). The importance ratio of each token says by how much, and CISPO clips it:
 
-    loss = - mean of  sg(min(r, cap)) * advantage * log p(token)         sg: stop-gradient
+        loss = - mean over prompts of the mean over tokens of   sg(clip(ratio, 0, cap)) * advantage * log p(token)
 
-It is REINFORCE with an importance weight that cannot explode. `cispo_loss` below is that line. The real thing, with
-packed rows, masks, other aggregations and several machines, is in cispo/loss.py, cispo/advantage.py and
-cispo/trainer.py; a test holds this page to the same numbers and gradients.
+sg is the stop-gradient: the clipped ratio is a weight, like the advantage. PPO and GRPO clip the objective instead, and
+a token whose ratio leaves the band has no gradient there. Those are the rare tokens ("wait", "however") that become
+likely first, and that reasoning hangs on. Here every token keeps its gradient; the cap bounds how much one can weigh.
+
+The real thing is in cispo/: loss.py, advantage.py, packing.py, trainer.py. A test compares this page with it. It also
+draws more prompts until enough groups are not flat, guards its updates, and samples on other machines.
 """
-
-from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-# Shapes: P prompts of a step, G answers to each, B = P * G sequences, T tokens written, V vocabulary, D width.
-DIGITS = 10
-ANSWER_TOKENS = 2
+NUM_DIGITS = 6
+END, SEPARATOR = NUM_DIGITS, NUM_DIGITS + 1  # the tokens after the digits
+PROMPT_LENGTH, ANSWER_LENGTH = 4, 4  # three digits and the separator; three digits and the end
+MAX_NEW_TOKENS = 6
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run is made with."""
-
-    steps: int = 120
-    prompts: int = 64
-    group_size: int = 16
-    updates_per_step: int = 4  # of which only the first is on-policy
-    ratio_cap: float = 3.0  # the ratio itself (1 + epsilon); MiniMax-M1 sets no lower bound
-    lr: float = 2e-3
-    seed: int = 1
+PROMPTS_PER_STEP, GROUP_SIZE = 32, 16
+UPDATES_PER_STEP = 4
+RATIO_CAP = 3.0  # the largest weight itself, not an epsilon
+LEARNING_RATE, MAX_GRAD_NORM = 2e-3, 1.0
 
 
 class Policy(nn.Module):
-    """A network that reads two digits and what it has written so far, and gives logits over the next digit."""
+    """Any autoregressive model will do: this one is a GRU."""
 
-    def __init__(self, width: int = 128) -> None:
+    def __init__(self, width: int = 96) -> None:
         super().__init__()
-        self.prompt = nn.Embedding(DIGITS * DIGITS, width)
-        self.written = nn.Embedding(DIGITS + 1, width)  # one token more: nothing written yet
-        self.layers = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, DIGITS))
+        self.embedding = nn.Embedding(NUM_DIGITS + 2, width)
+        self.gru = nn.GRU(width, width, batch_first=True)
+        self.head = nn.Linear(width, NUM_DIGITS + 2)
 
-    def forward(self, prompt_B2: Tensor, written_Bt: Tensor) -> Tensor:
-        """Logits [B, V] of the token after `written_Bt` (t of them)."""
-        pair_B = DIGITS * prompt_B2[:, 0] + prompt_B2[:, 1]
-        last_B = written_Bt[:, -1] if written_Bt.shape[1] else torch.full_like(pair_B, DIGITS)
-        return self.layers(torch.cat([self.prompt(pair_B), self.written(last_B)], dim=1))
+    def forward(self, tokens_NT: Tensor) -> Tensor:
+        """Log-probabilities [N, T, V] of what comes after each token."""
+        return self.head(self.gru(self.embedding(tokens_NT))[0]).log_softmax(-1)
 
 
-def sample(policy: Policy, prompt_B2: Tensor, *, greedy: bool = False) -> tuple[Tensor, Tensor]:
-    """Answers [B, T], and the behaviour log-probability of each of their tokens [B, T]."""
-    answer_BT, logps = prompt_B2.new_empty(len(prompt_B2), 0), []
-    with torch.no_grad():
-        for _ in range(ANSWER_TOKENS):
-            logp_BV = F.log_softmax(policy(prompt_B2, answer_BT), dim=-1)
-            token_B1 = logp_BV.argmax(-1, keepdim=True) if greedy else torch.multinomial(logp_BV.exp(), 1)
-            logps.append(logp_BV.gather(1, token_B1))
-            answer_BT = torch.cat([answer_BT, token_B1], dim=1)
-    return answer_BT, torch.cat(logps, dim=1)
+# --- the toy ----------------------------------------------------------------------------------------------------------
 
 
-def token_logp(policy: Policy, prompt_B2: Tensor, answer_BT: Tensor) -> Tensor:
-    """Log-probability [B, T] of given answers under the present policy, with a gradient."""
-    logps = []
-    for t in range(ANSWER_TOKENS):
-        logp_BV = F.log_softmax(policy(prompt_B2, answer_BT[:, :t]), dim=-1)
-        logps.append(logp_BV.gather(1, answer_BT[:, t : t + 1]))
-    return torch.cat(logps, dim=1)
+def make_prompts(number: int) -> Tensor:
+    """[number, PROMPT_LENGTH]: digits and the separator."""
+    return torch.cat([torch.randint(NUM_DIGITS, (number, 3)), torch.full((number, 1), SEPARATOR)], 1)
 
 
-def rewards(prompt_B2: Tensor, answer_BT: Tensor) -> Tensor:
-    """The verifier: the share of right digits [B]; 1 is a right answer."""
-    total_B = prompt_B2.sum(dim=1)
-    right_BT = torch.stack([total_B // 10, total_B % 10], dim=1)
-    return (answer_BT == right_BT).float().mean(dim=1)
+def right_answers(prompts_NT: Tensor) -> Tensor:
+    """[N, ANSWER_LENGTH]: the digits in order and the end."""
+    return torch.cat([prompts_NT[:, :3].sort(1).values, torch.full((len(prompts_NT), 1), END)], 1)
+
+
+def verify(prompts_NT: Tensor, answers_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    """[N] rewards: the share of tokens that are right, in [0, 1]; 1 only for the whole answer and nothing more."""
+    right = (answers_NT[:, :ANSWER_LENGTH] == right_answers(prompts_NT)) & mask_NT[:, :ANSWER_LENGTH]
+    return right.float().mean(1)
+
+
+# --- 1. sample --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def sample(policy: Policy, prompts_NT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Answers [N, MAX_NEW_TOKENS], the log-probability of each token, and a mask: tokens up to the end, it included."""
+    tokens_NT, logps = prompts_NT, []
+    for _ in range(MAX_NEW_TOKENS):
+        logp_NV = policy(tokens_NT)[:, -1]  # temperature 1: the distribution sampled from is the one learnt
+        token_N1 = torch.multinomial(logp_NV.exp(), 1)
+        logps.append(logp_NV.gather(1, token_N1))
+        tokens_NT = torch.cat([tokens_NT, token_N1], 1)
+    answers_NT = tokens_NT[:, PROMPT_LENGTH:]
+    ended_before_NT = (answers_NT == END).cumsum(1) - (answers_NT == END).long() > 0
+    return answers_NT, torch.cat(logps, 1), ~ended_before_NT
+
+
+# --- 3. credit --------------------------------------------------------------------------------------------------------
 
 
 def group_advantages(rewards_PG: Tensor) -> Tensor:
-    """(reward - mean of the group) / standard deviation of the group; 0 where all rewards of a group are equal."""
-    centred_PG = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
-    spread_P1 = rewards_PG.std(dim=1, keepdim=True, correction=0)
-    return torch.where(spread_P1 > 1e-6, centred_PG / spread_P1.clamp(min=1e-6), 0.0)
+    """[P, G]: rewards against their group, (R - mean) / std; zero where all are equal: nothing can be learnt there."""
+    centred_PG = rewards_PG - rewards_PG.mean(1, keepdim=True)
+    std_P1 = rewards_PG.std(1, correction=0, keepdim=True)
+    return torch.where(std_P1 > 1e-6, centred_PG / std_P1.clamp(min=1e-6), 0.0)
 
 
-def cispo_loss(logp_BT: Tensor, behaviour_logp_BT: Tensor, advantage_B: Tensor, ratio_cap: float) -> Tensor:
-    """The objective of equation 4, as a mean over all tokens.
+def token_weights(mask_PGT: Tensor) -> Tensor:
+    """[P, G, T]: what each token counts: a sum over tokens is then the mean over prompts of the mean over their tokens.
 
-    `detach` is the stop-gradient: the ratio only weighs, and the gradient flows through log p alone. So a token beyond
-    the cap still learns, with weight `ratio_cap`, where PPO would leave it out.
+    A mean over each answer would let a wrong answer dilute its blame by being long.
     """
-    ratio_BT = (logp_BT - behaviour_logp_BT).exp()
-    weight_BT = ratio_BT.clamp(max=ratio_cap).detach()
-    return -(weight_BT * advantage_B[:, None] * logp_BT).mean()
+    num_prompts, tokens_of_prompt_P = len(mask_PGT), mask_PGT.sum((1, 2))
+    return mask_PGT / (num_prompts * tokens_of_prompt_P)[:, None, None]
 
 
-def train(settings: Settings) -> list[float]:
-    """Train from random weights; the greedy accuracy over all 100 sums, before the first step and after each tenth."""
-    torch.manual_seed(settings.seed)
+# --- 4. update --------------------------------------------------------------------------------------------------------
+
+
+def cispo_loss(logp: Tensor, behaviour_logp: Tensor, advantage: Tensor, weight: Tensor) -> Tensor:
+    """The objective; four tensors of one shape, an entry for each token."""
+    ratio = (logp - behaviour_logp).exp()
+    return -(weight * ratio.clamp(max=RATIO_CAP).detach() * advantage * logp).sum()
+
+
+def train_step(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """One step: sample, score, credit, and a few updates, each on a part of the prompts."""
+    prompts_NT = make_prompts(PROMPTS_PER_STEP).repeat_interleave(GROUP_SIZE, 0)
+    answers_NT, behaviour_logp_NT, mask_NT = sample(policy, prompts_NT)
+    rewards_N = verify(prompts_NT, answers_NT, mask_NT)
+    advantages_PG = group_advantages(rewards_N.view(PROMPTS_PER_STEP, GROUP_SIZE))
+
+    ratios = []
+    for prompts in torch.arange(PROMPTS_PER_STEP).chunk(UPDATES_PER_STEP):
+        rows = (prompts[:, None] * GROUP_SIZE + torch.arange(GROUP_SIZE)).flatten()  # whole groups stay together
+        mask_nT = mask_NT[rows]
+        weight_nT = token_weights(mask_nT.view(len(prompts), GROUP_SIZE, -1)).view_as(mask_nT)
+        advantage_nT = advantages_PG[prompts].view(-1, 1).expand_as(mask_nT)
+
+        tokens_nT = torch.cat([prompts_NT[rows], answers_NT[rows]], 1)
+        logp_nTV = policy(tokens_nT)[:, PROMPT_LENGTH - 1 : -1]
+        logp_nT = logp_nTV.gather(2, answers_NT[rows, :, None]).squeeze(2)
+        loss = cispo_loss(logp_nT, behaviour_logp_NT[rows], advantage_nT, weight_nT)
+
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        ratios.append((logp_nT.detach() - behaviour_logp_NT[rows]).exp()[mask_nT])
+    ratio = torch.cat(ratios)
+    return {
+        "reward": rewards_N.mean().item(),
+        "flat groups": (advantages_PG == 0).all(1).float().mean().item(),
+        "largest ratio": ratio.max().item(),
+        "capped": (ratio > RATIO_CAP).float().mean().item(),
+    }
+
+
+def accuracy(policy: Policy, number: int = 500) -> float:
+    """The share of sampled answers that are right from the first token to the end."""
+    prompts_NT = make_prompts(number)
+    answers_NT, _, mask_NT = sample(policy, prompts_NT)
+    return (verify(prompts_NT, answers_NT, mask_NT) == 1).float().mean().item()
+
+
+def train(steps: int = 200, seed: int = 0) -> tuple[float, float]:
+    """Accuracy before and after so many steps; prints one line every twenty."""
+    torch.manual_seed(seed)
     policy = Policy()
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.lr)
-    accuracies = [accuracy(policy)]
-    print(f"step   0  accuracy {accuracies[0]:.2f}")
-    for step in range(1, settings.steps + 1):
-        # 1. Sample: G answers to each prompt, by the weights of this moment.
-        prompt_P2 = torch.randint(DIGITS, (settings.prompts, 2))
-        prompt_B2 = prompt_P2.repeat_interleave(settings.group_size, dim=0)
-        answer_BT, behaviour_logp_BT = sample(policy, prompt_B2)
-
-        # 2. Reward, and 3. advantage within each group.
-        reward_B = rewards(prompt_B2, answer_BT)
-        advantage_B = group_advantages(reward_B.view(settings.prompts, settings.group_size)).flatten()
-
-        # 4. Update: the groups are dealt out over the updates, whole, so the later ones learn from ever older samples.
-        largest_ratio = 0.0
-        for b in torch.arange(len(prompt_B2)).chunk(settings.updates_per_step):
-            logp_BT = token_logp(policy, prompt_B2[b], answer_BT[b])
-            loss = cispo_loss(logp_BT, behaviour_logp_BT[b], advantage_B[b], settings.ratio_cap)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-            optimizer.step()
-            largest_ratio = max(largest_ratio, (logp_BT.detach() - behaviour_logp_BT[b]).max().exp().item())
-
-        if step % 10 == 0:
-            accuracies.append(accuracy(policy))
-            print(
-                f"step {step:3}  accuracy {accuracies[-1]:.2f}  reward {reward_B.mean():.3f}  "
-                f"largest ratio {largest_ratio:.2f}"
-            )
-    return accuracies
-
-
-def accuracy(policy: Policy) -> float:
-    """The share of all 100 sums that the likeliest answer gets right."""
-    prompt_B2 = torch.cartesian_prod(torch.arange(DIGITS), torch.arange(DIGITS))
-    answer_BT, _ = sample(policy, prompt_B2, greedy=True)
-    return (rewards(prompt_B2, answer_BT) == 1).float().mean().item()
+    optimizer = torch.optim.AdamW(policy.parameters(), LEARNING_RATE, betas=(0.9, 0.95), eps=1e-15)
+    before, begin = accuracy(policy), time.monotonic()
+    print(f"before: accuracy {before:.3f}")
+    for step in range(1, steps + 1):
+        told = train_step(policy, optimizer)
+        if step % 20 == 0 or step == steps:
+            numbers = "   ".join(f"{name} {value:.3f}" for name, value in told.items())
+            print(f"step {step:4d}   accuracy {accuracy(policy):.3f}   {numbers}   {time.monotonic() - begin:.0f} s")
+    return before, accuracy(policy)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=Settings.steps)
-    parser.add_argument("--seed", type=int, default=Settings.seed)
-    begin = time.perf_counter()
-    train(Settings(**vars(parser.parse_args())))
-    print(f"{time.perf_counter() - begin:.0f} seconds")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    train(**vars(parser.parse_args()))
