@@ -50,6 +50,7 @@ from transformers import MiniMaxForCausalLM, PreTrainedTokenizerFast, PrinterCal
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from trl import GRPOConfig, GRPOTrainer
 
+from cispo.histogram import Histogram
 from cispo.schedule import value_at
 from cispo.trainer import train
 from cispo.types import Group, Harvest, Progress
@@ -172,6 +173,10 @@ class Memory:
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def rollouts(self, step: int, records: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None: ...
+
+    def alarm(self, step: int, metric: str, text: str) -> None: ...
 
     def phase(self, name: str, done: int, total: int, **numbers: float) -> None: ...
 

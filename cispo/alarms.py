@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cispo.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+Tell = Callable[[int, str, str], None]
+"""Whoever else is told of a warning: step, metric, the whole sentence."""
 
 WORSE = 2.0
 """An alarm that has spoken speaks again when its value is so many times what it was then."""
@@ -67,8 +70,9 @@ LIMITS = {
 class Alarms:
     """The alarms of one run."""
 
-    def __init__(self, config: AlarmConfig) -> None:
+    def __init__(self, config: AlarmConfig, tell: Tell) -> None:
         self._config = config
+        self._tell = tell
         self._spoken: dict[str, tuple[int, float]] = {}
 
     def look(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -80,7 +84,7 @@ class Alarms:
                 continue
             raised[f"alarm/{name}"] = float(value > limit)
             if value > limit and self._has_to_speak(name, step, value):
-                log.warning("step %d: %s is %.3g, above alarms.%s=%g: %s.", step, metric, value, name, limit, advice)
+                _warn(step, metric, f"{metric} is {value:.3g}, above alarms.{name}={limit:g}: {advice}.", self._tell)
         return raised
 
     def _has_to_speak(self, name: str, step: int, value: float) -> bool:
@@ -92,14 +96,19 @@ class Alarms:
         return True
 
 
-def warn_of_drift(step: int, metrics: Mapping[str, float], kl_warn: float) -> None:
+def warn_of_drift(step: int, metrics: Mapping[str, float], kl_warn: float, tell: Tell) -> None:
     """CISPO has no trust region: tell people when the policy leaves the one that sampled, before it collapses."""
     kl = metrics.get("drift/kl_p95", 0.0)
     if kl > kl_warn:
-        log.warning(
-            "step %d: drift/kl_p95 is %.3g, above kl_warn=%g; runs that stay there tend to collapse. Lower learner.lr "
-            "or updates_per_step, or set kl_stop, kl_step or the mask (docs/algorithm.md).",
+        _warn(
             step,
-            kl,
-            kl_warn,
+            "drift/kl_p95",
+            f"drift/kl_p95 is {kl:.3g}, above kl_warn={kl_warn:g}; runs that stay there tend to collapse. Lower "
+            f"learner.lr or updates_per_step, or set kl_stop, kl_step or the mask (docs/algorithm.md).",
+            tell,
         )
+
+
+def _warn(step: int, metric: str, text: str, tell: Tell) -> None:
+    log.warning("step %d: %s", step, text)
+    tell(step, metric, f"step {step}: {text}")

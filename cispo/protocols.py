@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cispo.histogram import Histogram
 from cispo.optimizer import OptimizerConfig
 from cispo.types import (
     Floats,
@@ -162,7 +163,13 @@ class Tracker(Protocol):
         """The numbers of one step."""
 
     def rollouts(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
-        """The trajectories trained on at one step, made by cispo.records."""
+        """The trajectories trained on at one step, made by cispo.records; told before the step's numbers."""
+
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """The distributions of one step; told before its numbers."""
+
+    def alarm(self, step: int, metric: str, text: str) -> None:
+        """A warning that was logged: `metric` is what it is about."""
 
     def phase(self, name: str, done: int, total: int, **numbers: float) -> None:
         """Progress inside something long that is not a step: "cold start" or "evaluation"."""

@@ -20,6 +20,7 @@ from cispo.correction import CorrectionConfig, correct
 from cispo.describe import describe, num_trained
 from cispo.errors import CispoError, ConfigError, NoSignal, faults_of
 from cispo.evidence import save_batch
+from cispo.histogram import step_histograms
 from cispo.learner.config import LearnerConfig
 from cispo.loss import check_band, check_mask
 from cispo.packing import AGGREGATIONS, pack
@@ -170,7 +171,7 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
         begin = time.perf_counter()
         evaluated = parts.evaluator.evaluate()
         tracker.log(0, {**published, **evaluated, "timing_s/evaluate": time.perf_counter() - begin})
-    save_seconds, alarms = 0.0, Alarms(config.alarms)
+    save_seconds, alarms = 0.0, Alarms(config.alarms, tracker.alarm)
     while progress.step < config.steps:
         timer = Timer(save=save_seconds)
         with timer("rollout"):
@@ -200,12 +201,13 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
         with timer("publish"):
             published = weights.publish(learner, version=progress.step)
         metrics = describe(harvest, batches, updates) | corrections | dict(rollouts.metrics()) | dict(published)
-        warn_of_drift(progress.step, metrics, config.kl_warn)
+        warn_of_drift(progress.step, metrics, config.kl_warn, tracker.alarm)
         metrics |= alarms.look(progress.step, metrics)
         if progress.step == config.steps or due(config.eval_every, progress.step):
             with timer("evaluate"):
                 metrics |= parts.evaluator.evaluate()
         learnt = learnt_streams(batches, updates)
+        tracker.histograms(progress.step, step_histograms(harvest.seen, learnt))
         tracker.rollouts(
             progress.step, rollout_records(harvest.groups, learnt, parts.decode, limit=parts.records_per_step)
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cispo.errors import ConfigError
 
-WANDB_MODES = ("disabled", "offline", "online")
+WANDB_MODES = ("auto", "disabled", "offline", "online")
 CLUSTERS = ("local", "inline", "ray")
 TRANSPORTS = ("object_store", "broadcast", "changed_bytes")
 
@@ -180,17 +180,34 @@ class TrackingConfig:
     """Where a run's numbers go, besides its own folder, which always has them.
 
     Attributes:
-        wandb: "disabled", "offline" (written below the run's folder, for `wandb sync`) or "online". The variable
-            WANDB_MODE of the environment wins over the last two.
-        project: W&B project.
+        wandb: "auto" (online with a login, offline without one), "disabled", "offline" (written below the run's
+            folder, for `wandb sync`) or "online". The variable WANDB_MODE of the environment wins over all but
+            "disabled".
+        project: W&B project; "" is what WANDB_PROJECT says, or "cispo".
         entity: W&B team or user; "" is the account's own.
+        group: runs of one group are shown together, e.g. the seeds of an experiment or the runs of a sweep.
+        job_type: what the run is within its group, e.g. "train".
+        tags: words to find the run by.
+        notes: a longer word on what the run is for.
+        traces_every: steps between two tables of traces in W&B; 0 sends none.
+        traces: the most trajectories in such a table.
+        upload_export: send the trained policy to W&B as an artifact.
+        wait_seconds: how long the start and the end of a run may wait for W&B; the steps never do.
         console: show progress: a live bar on a terminal, plain lines elsewhere. False is silent.
         rollouts_per_step: how many trajectories are written per step; 0 is all that were trained on.
     """
 
-    wandb: str = "disabled"
-    project: str = "cispo"
+    wandb: str = "auto"
+    project: str = ""
     entity: str = ""
+    group: str = ""
+    job_type: str = ""
+    tags: tuple[str, ...] = ()
+    notes: str = ""
+    traces_every: int = 10
+    traces: int = 32
+    upload_export: bool = False
+    wait_seconds: float = 60.0
     console: bool = True
     rollouts_per_step: int = 64
 
@@ -198,8 +215,23 @@ class TrackingConfig:
         faults = []
         if self.wandb not in WANDB_MODES:
             faults.append(f"tracking.wandb must be one of {', '.join(WANDB_MODES)}; got {self.wandb!r}.")
-        if not self.project:
-            faults.append('tracking.project must not be empty, because W&B needs one, e.g. "cispo".')
+        if len(self.project) > 128 or set(self.project) & set("/\\#?%:"):
+            faults.append(
+                f"tracking.project must have at most 128 characters and none of / \\ # ? % :, because it is part of "
+                f"an address; got {self.project!r}."
+            )
+        faults += [
+            f"each of tracking.tags must have 1 to 64 characters, which W&B asks for; got {tag!r}."
+            for tag in self.tags
+            if not 1 <= len(tag) <= 64
+        ]
+        if self.traces_every < 0 or self.traces < 1:
+            faults.append(
+                f"tracking.traces_every must be 0 (never) or more and tracking.traces at least 1; got "
+                f"{self.traces_every}, {self.traces}."
+            )
+        if not self.wait_seconds > 0:
+            faults.append(f"tracking.wait_seconds must be positive; got {self.wait_seconds:g}.")
         if self.rollouts_per_step < 0:
             faults.append(f"tracking.rollouts_per_step must be 0 (all) or more; got {self.rollouts_per_step}.")
         if faults:

@@ -19,9 +19,9 @@ from configs.schema import RunConfig
 from launch import build
 from launch.cluster import cluster, wait_until_started
 from launch.compose import compose, load_config
+from launch.run_files import json_ready, write_atomically
 from launch.sandbox_actors import shared_sandboxes
 from launch.start_checks import check_machine
-from launch.trackers import json_ready, write_atomically
 from launch.train import make_service, place_workers, worker_maker
 from model import HybridLM, Tokenizer, load_pretrained
 from model.checkpoint import fingerprint

@@ -17,6 +17,7 @@ from launch import build
 from launch.build import Data
 from launch.explain import Facts, Plan, explain
 from launch.messages import is_message
+from launch.wandb_mode import wandb_mode
 from model.layout_faults import check_layout
 from rewards.custom import CustomReward
 from rollout.environments import environment_words
@@ -37,7 +38,7 @@ class Start:
 
 def check_start(config: RunConfig) -> Start:
     """Everything that training needs, or every reason why not: ConfigError, or what the only failing check raised."""
-    return _started(config, [*_failures(config, (_check_training, *MACHINE, *ANYWHERE))])
+    return _started(config, [*_failures(config, (_check_training, _check_tracking, *MACHINE, *ANYWHERE))])
 
 
 def plan_here(config: RunConfig) -> Plan:
@@ -112,6 +113,10 @@ def _check_devices(config: RunConfig) -> None:
     devices = (("learner.device", config.learner.device), ("engine.device", config.engine.device))
     if faults := [fault for key, device in devices for fault in faults_of(check_device, key, device)]:
         raise ConfigError(*faults)
+
+
+def _check_tracking(config: RunConfig) -> None:
+    wandb_mode(config.tracking)
 
 
 def _check_training(config: RunConfig) -> None:

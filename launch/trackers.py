@@ -7,11 +7,8 @@ resumed; for that the loop logs and evaluates a step before it saves the checkpo
 
 from __future__ import annotations
 
-import logging
-import math
 import os
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,10 +16,10 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from cispo.histogram import Histogram
 from configs.fleet import TrackingConfig
-from launch.run_files import json_lines, json_ready, read_jsonl, rollout_files, write_atomically, write_summary
-
-log = logging.getLogger("cispo.tracking")
+from launch.run_files import json_lines, read_jsonl, rollout_files, write_atomically, write_summary
+from launch.wandb_mode import wandb_mode
 
 
 class RunTracker:
@@ -34,13 +31,19 @@ class RunTracker:
     def rollouts(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """The trajectories trained on at one step, made by cispo.records."""
 
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """The distributions of one step; told before its numbers."""
+
+    def alarm(self, step: int, metric: str, text: str) -> None:
+        """A warning about a metric, which was logged already."""
+
     def phase(self, name: str, done: int, total: int, **numbers: float) -> None:
         """How far something outside the steps is: cold start, an evaluation. `done == total` ends it."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """The run is over and reached its end."""
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None = None) -> None:
         """Let go of terminal and network, also after an error; harmless after `finish`."""
 
 
@@ -60,6 +63,16 @@ class Trackers(RunTracker):
         for tracker in self.trackers:
             tracker.rollouts(step, records)
 
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """See RunTracker."""
+        for tracker in self.trackers:
+            tracker.histograms(step, histograms)
+
+    def alarm(self, step: int, metric: str, text: str) -> None:
+        """See RunTracker."""
+        for tracker in self.trackers:
+            tracker.alarm(step, metric, text)
+
     def phase(self, name: str, done: int, total: int, **numbers: float) -> None:
         """See RunTracker."""
         for tracker in self.trackers:
@@ -70,10 +83,10 @@ class Trackers(RunTracker):
         for tracker in self.trackers:
             tracker.finish(summary)
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None = None) -> None:
         """See RunTracker."""
         for tracker in self.trackers:
-            tracker.close()
+            tracker.close(error)
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +94,7 @@ class Trackers(RunTracker):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(error)
 
 
 def open_trackers(
@@ -91,6 +104,7 @@ def open_trackers(
     total_steps: int,
     resumed_step: int = 0,
     run_config: Mapping[str, Any] | None = None,
+    code: Mapping[str, Any] | None = None,
 ) -> Trackers:
     """The trackers that `config` asks for.
 
@@ -100,21 +114,25 @@ def open_trackers(
         total_steps: steps of the whole run, for the progress bar.
         resumed_step: the step of the checkpoint that the run goes on from; files forget what came after it.
         run_config: the resolved configuration, shown by W&B.
+        code: which code runs (launch/attempts.py), shown by W&B.
     """
     trackers: list[RunTracker] = [JsonlTracker(run_folder, resumed_step=resumed_step)]
     if config.console:
         trackers.append(ConsoleTracker(total_steps))
-    if config.wandb != "disabled":
-        trackers.append(WandbTracker(run_folder, config, run_config=run_config or {}))
+    if wandb_mode(config) != "disabled":
+        from launch.wandb_tracker import WandbTracker
+
+        trackers.append(WandbTracker(run_folder, config, run_config=run_config or {}, code=code or {}))
     return Trackers(*trackers)
 
 
 class JsonlTracker(RunTracker):
-    """metrics.jsonl, rollouts/step_N.jsonl and summary.json of a run's folder."""
+    """metrics.jsonl, histograms.jsonl, rollouts/step_N.jsonl and summary.json of a run's folder."""
 
     def __init__(self, run_folder: Path, *, resumed_step: int = 0) -> None:
         self._folder = run_folder
         self._metrics = run_folder / "metrics.jsonl"
+        self._histograms = run_folder / "histograms.jsonl"
         self._rollouts = run_folder / "rollouts"
         self._rollouts.mkdir(parents=True, exist_ok=True)
         self._last_step = self._forget_after(resumed_step)
@@ -138,18 +156,20 @@ class JsonlTracker(RunTracker):
         """Write rollouts/step_N.jsonl, complete or not at all."""
         write_atomically(self._rollouts / f"step_{step}.jsonl", json_lines(records))
 
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """Append one line; it counts once metrics.jsonl has the step."""
+        with self._histograms.open("a", encoding="utf-8") as file:
+            file.write(json_lines([{"step": step} | {name: vars(value) for name, value in histograms.items()}]))
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         write_summary(self._folder, summary)
 
     def _forget_after(self, resumed_step: int) -> int:
         """Drop what a killed run wrote after its checkpoint, half a line included; returns the last step kept."""
-        kept = [
-            record
-            for record in (read_jsonl(self._metrics) if self._metrics.exists() else [])
-            if record["step"] <= resumed_step
-        ]
-        write_atomically(self._metrics, json_lines(kept))
+        for path in (self._histograms, self._metrics):
+            kept = [line for line in (read_jsonl(path) if path.exists() else []) if line["step"] <= resumed_step]
+            write_atomically(path, json_lines(kept))
         for step, path in rollout_files(self._folder):
             if step > resumed_step:
                 path.unlink()
@@ -217,7 +237,7 @@ class ConsoleTracker(RunTracker):
         """Take the bar away."""
         self.close()
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None = None) -> None:
         """Give the terminal back, its cursor included."""
         if self._is_live:
             self._progress.stop()
@@ -234,76 +254,3 @@ class ConsoleTracker(RunTracker):
         self._progress.update(self._bars[name], completed=done, total=total, numbers=numbers)
         if done >= total:
             self._progress.remove_task(self._bars.pop(name))
-
-
-class WandbTracker(RunTracker):
-    """Weights & Biases, the only user of wandb. Whatever fails in it costs one warning and the run goes on.
-
-    A resumed run continues the same W&B run, by the id saved in the run's folder. W&B ignores the steps that it has
-    already, so a replayed step is not drawn twice.
-    """
-
-    def __init__(self, run_folder: Path, config: TrackingConfig, *, run_config: Mapping[str, Any]) -> None:
-        self._run: Any = None
-        self._guard("start", lambda: self._start(run_folder, config, run_config))
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Send the numbers that are finite; W&B merges calls of one step."""
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self._guard("log", lambda: self._run.log(finite, step=step))
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Add the summary and wait until everything is written or sent."""
-        self._guard("write the summary", lambda: self._run.summary.update(json_ready(summary)))
-        self._guard("finish", lambda: self._run.finish(exit_code=0))
-        self._run = None
-
-    def close(self) -> None:
-        """Mark the run as crashed, unless it finished."""
-        self._guard("finish", lambda: self._run.finish(exit_code=1))
-        self._run = None
-
-    def _start(self, run_folder: Path, config: TrackingConfig, run_config: Mapping[str, Any]) -> None:
-        import wandb
-
-        self._run = wandb.init(
-            id=saved_run_id(run_folder),
-            name=run_folder.name,
-            project=config.project,
-            entity=config.entity or None,
-            dir=str(run_folder),
-            mode=os.environ.get("WANDB_MODE", config.wandb),  # type: ignore[arg-type]
-            resume="allow",
-            config=dict(run_config),
-            settings=wandb.Settings(
-                console="off",
-                quiet=True,
-                init_timeout=60,
-                login_timeout=60,
-                finish_timeout=120,
-                finish_timeout_raises=True,
-            ),
-        )
-
-    def _guard(self, what: str, call: Callable[[], object]) -> None:
-        """Call somebody else's program that may lack a network, a key or a disk: never let that end the run."""
-        if self._run is None and what != "start":
-            return
-        try:
-            call()
-        except Exception as error:
-            self._run = None
-            log.warning(
-                "W&B could not %s (%s: %s): the run goes on without it, and metrics.jsonl has every number.",
-                what,
-                type(error).__name__,
-                error,
-            )
-
-
-def saved_run_id(run_folder: Path) -> str:
-    """The W&B id of this run: made once, kept in the run's folder so that a resumed run is the same run."""
-    path = run_folder / "wandb_run_id"
-    if not path.exists():
-        write_atomically(path, secrets.token_hex(4) + "\n")
-    return path.read_text(encoding="utf-8").strip()

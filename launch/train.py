@@ -20,6 +20,7 @@ from configs.schema import RunConfig
 from configs.strict import to_dict
 from launch import build
 from launch.actors import Handle
+from launch.attempts import attempt, code_version
 from launch.build import Data
 from launch.cluster import Place, cluster, wait_until_started
 from launch.explain import lines
@@ -99,6 +100,7 @@ def _run(config: RunConfig, *, resume: bool, sft_only: bool, wrap: Wrap, is_agai
             forget_wish(folder)
         stack.enter_context(saved_config(config, plan, folder, checkpoints))
         stack.enter_context(resume_hint(folder, checkpoints))
+        stack.enter_context(attempt(folder, max(checkpoints.steps(), default=0)))
         tracker = stack.enter_context(open_run_trackers(config, folder, checkpoints))
         for line in plan:
             log.info(line)
@@ -133,6 +135,7 @@ def open_run_trackers(config: RunConfig, folder: Path, checkpoints: FolderCheckp
         total_steps=config.steps,
         resumed_step=max(checkpoints.steps(), default=-1),
         run_config=to_dict(config),
+        code=code_version(),
     )
 
 

@@ -50,7 +50,7 @@ ONLY_IN = {
     "ray": "launch/",
     "hydra": "launch/",
     "omegaconf": "launch/",
-    "wandb": "launch/trackers.py",
+    "wandb": ("launch/wandb_mode.py", "launch/wandb_rows.py", "launch/wandb_tracker.py"),
     "deepspeed": "cispo/learner/deepspeed.py",
     "megatron": ("cispo/learner/megatron.py", "model/megatron/"),
     "jinja2": "model/tokenizer.py",  # chat templates are written in it, and torch brings it
@@ -163,7 +163,7 @@ def test_a_forbidden_import_is_found(file, source):
         ("cispo/learner/deepspeed.py", "import deepspeed"),
         ("model/kernels/triton_lightning.py", "import triton.language as tl\nfrom model.row import Row"),
         ("rewards/code_tests.py", "from cispo.types import Score\nfrom sandbox import SandboxPool"),
-        ("launch/trackers.py", "def f():\n    import wandb"),
+        ("launch/wandb_tracker.py", "def f():\n    import wandb"),
     ],
 )
 def test_an_allowed_import_is_no_fault(file, source):

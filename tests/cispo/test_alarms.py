@@ -5,16 +5,20 @@ import math
 
 import pytest
 
-from cispo.alarms import LIMITS, AlarmConfig, Alarms
+from cispo.alarms import LIMITS, AlarmConfig, Alarms, warn_of_drift
 from cispo.errors import ConfigError
 
 QUIET = {"mismatch/kl": 1e-7, "mismatch/logp_abs_diff_mean": 1e-6, "ratio/capped_fraction": 0.0}
 
 
+def told_nobody(step, metric, text):
+    pass
+
+
 def said(caplog, values, metric="mismatch/kl", **config):
     """Steps at which something was said, when `metric` had these values at steps 1, 2, ..."""
     caplog.clear()
-    alarms = Alarms(AlarmConfig(**config))
+    alarms = Alarms(AlarmConfig(**config), told_nobody)
     with caplog.at_level(logging.WARNING, logger="cispo"):
         for step, value in enumerate(values, start=1):
             alarms.look(step, QUIET | {metric: value})
@@ -40,7 +44,7 @@ def test_or_when_its_value_has_doubled(caplog):
 
 
 def test_each_alarm_is_silent_by_itself(caplog):
-    alarms = Alarms(AlarmConfig())
+    alarms = Alarms(AlarmConfig(), told_nobody)
     with caplog.at_level(logging.WARNING, logger="cispo"):
         alarms.look(1, QUIET | {"mismatch/kl": 0.02})
         alarms.look(2, QUIET | {"mismatch/kl": 0.02, "ratio/capped_fraction": 0.2})
@@ -48,7 +52,7 @@ def test_each_alarm_is_silent_by_itself(caplog):
 
 
 def test_what_is_raised_is_counted_whether_it_is_said_or_not():
-    alarms, metrics = Alarms(AlarmConfig()), QUIET | {"mismatch/kl": 0.02}
+    alarms, metrics = Alarms(AlarmConfig(), told_nobody), QUIET | {"mismatch/kl": 0.02}
     wanted = {"alarm/mismatch_kl": 1.0, "alarm/mismatch_logp": 0.0, "alarm/capped_fraction": 0.0}
     assert alarms.look(1, metrics) == alarms.look(2, metrics) == wanted
     assert alarms.look(3, {"ratio/capped_fraction": math.nan, "mismatch/kl": 0.0}) == {"alarm/mismatch_kl": 0.0}
@@ -62,3 +66,18 @@ def test_an_infinite_limit_is_never_passed(caplog):
 def test_a_limit_of_nothing_is_refused(name):
     with pytest.raises(ConfigError, match=rf"alarms\.{name} must be"):
         AlarmConfig(**{name: 0})
+
+
+def test_whoever_else_listens_is_told_the_same_as_often(caplog):
+    told = []
+    alarms = Alarms(AlarmConfig(), lambda *what: told.append(what))
+    with caplog.at_level(logging.WARNING, logger="cispo"):
+        for step in (1, 2):
+            alarms.look(step, QUIET | {"mismatch/kl": 0.02})
+            warn_of_drift(step, {"drift/kl_p95": 0.2}, 0.1, lambda *what: told.append(what))
+    assert [(step, metric) for step, metric, _ in told] == [
+        (1, "mismatch/kl"),
+        (1, "drift/kl_p95"),
+        (2, "drift/kl_p95"),
+    ]
+    assert [text for _, _, text in told] == [record.getMessage() for record in caplog.records]

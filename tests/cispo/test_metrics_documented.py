@@ -24,7 +24,7 @@ from rollout.service import Draw, RolloutService
 from rollout.worker_pool import RolloutConfig
 
 TASKS, REWARD_PARTS = ("chain", "program"), ("answer", "length")
-METRICS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().split("## A line of rollouts")[0]
+METRICS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().split("## A line of ")[0]
 
 
 ENDS = (*StopReason, *[StopReason.STOP] * (len(Verdict) - len(StopReason)))
@@ -92,6 +92,12 @@ class Surroundings:
         return {"sync/seconds": 0.0, "sync/bytes": 0.0, "sync/canary_logp_diff_max": 0.0}
 
     def rollouts(self, step, records):
+        pass
+
+    def histograms(self, step, histograms):
+        self.histograms_seen = set(histograms)
+
+    def alarm(self, step, metric, text):
         pass
 
     def log(self, step, metrics):

@@ -77,6 +77,12 @@ class FakeRun:
         self.diary.append(f"rollouts {step}")
         self.records[step] = records
 
+    def histograms(self, step, histograms):
+        assert histograms["response_length/histogram"].counts
+
+    def alarm(self, step, metric, text):
+        pass
+
     def train(self, temperature=1.0, lr=1e-3, **config):
         defaults = {"groups_per_step": 2, "group_size": 2, "updates_per_step": 1, "eval_every": 0, "save_every": 0}
         parts = Parts(

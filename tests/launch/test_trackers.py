@@ -11,17 +11,16 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from cispo.errors import ConfigError, DataError
+from configs.fleet import TrackingConfig
 from launch.run_files import read_jsonl, write_summary
 from launch.trackers import (
     ConsoleTracker,
     JsonlTracker,
     RunTracker,
     Trackers,
-    TrackingConfig,
-    WandbTracker,
     open_trackers,
-    saved_run_id,
 )
+from launch.wandb_tracker import WandbTracker, saved_run_id
 
 
 def steps_of(folder):
@@ -145,7 +144,7 @@ class Listener(RunTracker):
     def finish(self, summary):
         self.heard.append(("finish", summary))
 
-    def close(self):
+    def close(self, error=None):
         self.heard.append("close")
 
 
@@ -180,21 +179,9 @@ def test_run_id_is_made_once(tmp_path):
 def test_failing_wandb_warns_once_and_harms_nobody(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "a mode that W&B refuses")
     with caplog.at_level(logging.WARNING, logger="cispo.tracking"):
-        tracker = WandbTracker(tmp_path, TrackingConfig(wandb="offline"), run_config={})
+        tracker = WandbTracker(tmp_path, TrackingConfig(wandb="offline"), run_config={}, code={})
         tracker.log(1, {"x": 1.0})
         tracker.finish({})
         tracker.close()
     assert len(caplog.records) == 1
     assert "could not start" in caplog.text
-
-
-def test_offline_wandb_writes_below_the_run_folder(tmp_path, caplog, monkeypatch):
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    for _ in range(2):  # the second is a resumption: same id
-        tracker = WandbTracker(tmp_path, TrackingConfig(wandb="offline"), run_config={"seed": 1})
-        tracker.log(1, {"reward/mean": 0.5, "ratio/max": float("nan")})
-        tracker.finish({"seed": 1})
-    runs = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
-    assert runs
-    assert {path.stem for path in runs} == {f"run-{saved_run_id(tmp_path)}"}
-    assert not [record for record in caplog.records if record.name == "cispo.tracking"]
