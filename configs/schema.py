@@ -227,4 +227,4 @@ class RunConfig(TrainerConfig):
     @property
     def longest_window(self) -> int:
         """The longest length limit of any step, in tokens."""
-        return int(max(value_at(self.sampling.max_new_tokens, step) for step in range(self.steps + 1)))
+        return int(max(value_at(self.sampling.max_new_tokens, step) for step in range(max(self.steps, 0) + 1)))

@@ -104,11 +104,11 @@ class EngineConfig:
         max_length: tokens of the longest sequence, prompt included.
         prefill_tokens: prompt tokens per forward pass; a longer prompt is prefilled in pieces of that size, one a
             step.
-        device: of kind hybrid: "cpu", "cuda" or "cuda:0"; each worker sees the GPUs of cluster.gpus_per_worker only.
         stale_states: what new weights do to sequences under way: "keep" goes on over states and keys that the older
             weights computed; "recompute" reads their tokens again, so that every token is sampled from one policy.
         kind: "hybrid" samples with the policy itself, "openai" at servers, "vllm" with vLLM in the worker; or a
             function of yours, as my.module:make_engine, that takes the run's configuration and its tokenizer.
+        device: of kind hybrid: "cpu", "cuda" or "cuda:0"; each worker sees the GPUs of cluster.gpus_per_worker only.
         server: the servers of kind openai.
         vllm: settings of kind vllm.
     """
@@ -116,9 +116,9 @@ class EngineConfig:
     num_slots: int = 64
     max_length: int = 2048
     prefill_tokens: int = 8192
-    device: str = "cpu"
     stale_states: str = "keep"
     kind: str = "hybrid"
+    device: str = "cpu"
     server: ServerConfig = field(default_factory=ServerConfig)
     vllm: VllmConfig = field(default_factory=VllmConfig)
 

@@ -16,7 +16,7 @@ SMALLEST = ClusterConfig(num_workers=1, object_store_mb=100)
 TRANSPORTS = (
     pytest.param("object_store", marks=pytest.mark.slow),  # as in tests/launch/test_ray.py, but for the bytes
     "broadcast",
-    "changed_bytes",
+    pytest.param("changed_bytes", marks=pytest.mark.slow),
 )
 OVER_RAY = ("cluster=local", "cluster.num_workers=2")
 
@@ -44,9 +44,7 @@ def metrics_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(
-    "transport", [pytest.param(name, marks=[pytest.mark.slow] * (name == "changed_bytes")) for name in TRANSPORTS]
-)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_run_is_the_same_whichever_transport_carries_the_weights(tmp_path, small, whole_run, lines_of, transport):
     assert main(["train", *small(tmp_path, "name=a", *OVER_RAY, f"sync.transport={transport}")]) == 0
     assert without_bytes(lines_of(tmp_path / "a")) == without_bytes(lines_of(whole_run))
