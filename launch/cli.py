@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import logging
 import os
 import sys
@@ -26,7 +25,7 @@ from launch.train_commands import (
 )
 
 if TYPE_CHECKING:  # importing it costs seconds that `cispo --help` need not take
-    from configs.schema import RunConfig
+    pass
 
 OVERRIDES_HELP = (
     "key=value settings, e.g. steps=20 seed=2 learner.lr=1e-4 task=program cluster=inline; "
@@ -198,6 +197,7 @@ def run_train(options: argparse.Namespace) -> int:
     if options.multirun:
         return run_multirun(options)
     from launch.compose import compose, load_config
+    from launch.run_folder import with_free_name
     from launch.train import run_training
 
     if options.resume:
@@ -217,18 +217,10 @@ def run_train(options: argparse.Namespace) -> int:
     return 0
 
 
-def with_free_name(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """A name that nobody typed must not stand in the way of a second run: embedded, embedded-2, embedded-3, ..."""
-    if any(override.startswith("name=") for override in overrides):
-        return config
-    names = (config.name if number == 1 else f"{config.name}-{number}" for number in itertools.count(1))
-    free = next(name for name in names if not (Path(config.runs_folder) / name).exists())
-    return dataclasses.replace(config, name=free)
-
-
 def run_sft(options: argparse.Namespace) -> int:
     """`cispo sft`."""
     from launch.compose import compose
+    from launch.run_folder import with_free_name
     from launch.train import run_training
 
     config = with_free_name(compose(options.overrides), options.overrides)

@@ -77,8 +77,8 @@ def run_slurm(options: argparse.Namespace) -> int:
 
 def with_a_free_name(overrides: list[str], is_sweep: bool) -> list[str]:
     """The overrides with a name that no run has yet, if none was typed."""
-    from launch.cli import with_free_name
     from launch.compose import compose
+    from launch.run_folder import with_free_name
     from launch.sweep import expand
 
     if any(override.startswith("name=") for override in overrides):

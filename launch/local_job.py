@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cispo.errors import CispoError, ConfigError
-from launch.cli import with_free_name
 from launch.compose import compose, load_config
 from launch.run_files import write_atomically
-from launch.run_folder import is_driven
+from launch.run_folder import is_driven, with_free_name
 from launch.submit import quoted
 
 LOG, PID = "launch/local.log", "launch/local.pid"

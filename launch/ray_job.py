@@ -12,8 +12,8 @@ from typing import Any
 
 from cispo.errors import CispoError, ConfigError
 from configs.schema import RunConfig
-from launch.cli import with_free_name
 from launch.compose import compose, load_config
+from launch.run_folder import with_free_name
 from launch.submit import quoted
 
 POLL_SECONDS = 1.0

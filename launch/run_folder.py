@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,3 +105,12 @@ def _got(lock: TextIO, tries: int = 1) -> bool:
         else:
             return True
     return False
+
+
+def with_free_name(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """A name that nobody typed must not stand in the way of a second run: embedded, embedded-2, embedded-3, ..."""
+    if any(override.startswith("name=") for override in overrides):
+        return config
+    names = (config.name if number == 1 else f"{config.name}-{number}" for number in itertools.count(1))
+    free = next(name for name in names if not (Path(config.runs_folder) / name).exists())
+    return dataclasses.replace(config, name=free)

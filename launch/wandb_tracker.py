@@ -21,8 +21,8 @@ from cispo.histogram import Histogram
 from cispo.stop import RunStopped
 from configs.fleet import TrackingConfig
 from launch.run_files import json_ready, read_metrics, write_atomically
+from launch.run_tracker import RunTracker
 from launch.summary import accuracies
-from launch.trackers import RunTracker
 from launch.wandb_mode import answers, base_url, wandb_mode
 from launch.wandb_rows import plain, replayed, row, traces
 

@@ -40,12 +40,19 @@ RUNS = {
         2,
         {
             "sequence": Layout(tensor=2, sequence_parallel=True),
-            "interleaved": Layout(pipeline=2, virtual_pipeline=2),
             "expert": Layout(expert=2),
-            "context": Layout(context=2),
         },
     ),
-    "two more": (2, {"tensor": Layout(tensor=2), "pipeline": Layout(pipeline=2), "data": Layout()}),
+    "two more": (
+        2,
+        {
+            "tensor": Layout(tensor=2),
+            "pipeline": Layout(pipeline=2),
+            "interleaved": Layout(pipeline=2, virtual_pipeline=2),
+            "context": Layout(context=2),
+            "data": Layout(),
+        },
+    ),
     "four": (
         4,
         {

@@ -61,7 +61,11 @@ def metrics_of(folder):
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("rollout.on_new_weights=cut", "engine.stale_states=recompute")], ids=["on", "cut"]
+    "more",
+    [
+        pytest.param((), id="on"),
+        pytest.param(("rollout.on_new_weights=cut", "engine.stale_states=recompute"), marks=pytest.mark.slow, id="cut"),
+    ],
 )
 def test_groups_are_as_old_as_allowed_and_each_is_taken_once(tmp_path, small, more):
     assert main(["train", *small(tmp_path, *ASYNC, *more, "name=a")]) == 0

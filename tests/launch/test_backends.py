@@ -13,6 +13,8 @@ from launch.cluster import cluster
 from model import load_pretrained
 
 STARTUP = Path(__file__).parents[1] / "model" / "megatron" / "startup"
+pytestmark = pytest.mark.slow  # tests/cispo compares the learners themselves
+
 BACKENDS = {
     "deepspeed": ["learner=deepspeed", "learner.num_ranks=2", "learner.deepspeed.stage=3"],
     "megatron": ["learner=megatron"],
@@ -31,7 +33,7 @@ def one_ray():
         os.environ["PYTHONPATH"] = before or ""
 
 
-@pytest.fixture(scope="module", params=["deepspeed", pytest.param("megatron", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=BACKENDS)
 def run(request, tmp_path_factory, small):
     """The folder of a run that stopped after three steps and went on."""
     runs = tmp_path_factory.mktemp("backends")

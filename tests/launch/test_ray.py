@@ -153,6 +153,7 @@ def test_a_killed_worker_costs_a_warning_and_nothing_else(tmp_path, small, whole
     assert lines_of(tmp_path / "a") == lines_of(whole_run)
 
 
+@pytest.mark.slow
 def test_a_killed_learner_costs_the_steps_since_the_last_checkpoint(tmp_path, small, whole_run, lines_of, caplog):
     killer("ray::learner_0", tmp_path / "a", 3)
     with caplog.at_level(logging.WARNING):

@@ -1,6 +1,7 @@
 """W&B: what it is sent, read back from the offline file; after a kill; without a login or a network."""
 
 import json
+import logging
 import struct
 import subprocess
 import sys
@@ -148,7 +149,10 @@ def test_a_mode_that_is_none_is_refused(monkeypatch):
 
 def test_a_server_that_does_not_answer_costs_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    with open_trackers(tmp_path, TrackingConfig(console=False), total_steps=1) as trackers:
+    with (
+        caplog.at_level(logging.WARNING, logger="cispo.tracking"),
+        open_trackers(tmp_path, TrackingConfig(console=False), total_steps=1) as trackers,
+    ):
         trackers.log(1, {"x": 0.5})
         trackers.finish({})
     assert "does not answer; this run is written offline" in caplog.text

@@ -58,7 +58,8 @@ def test_a_run_is_the_same_whichever_transport_carries_the_weights(tmp_path, sma
         assert all(line["sync/bytes"] == whole_bytes for line in later)
 
 
-@pytest.mark.parametrize("transport", [pytest.param("broadcast", marks=pytest.mark.slow), "changed_bytes"])
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["broadcast", "changed_bytes"])
 def test_a_worker_that_was_restarted_catches_up_with_the_whole_version(
     tmp_path, small, whole_run, lines_of, caplog, transport
 ):

@@ -94,7 +94,10 @@ def check_close(found, wanted, relative):
     assert max(error.values()) < relative, sorted(error.items(), key=lambda item: -item[1])[:5]
 
 
-@pytest.mark.parametrize("num_ranks, name", CASES, ids=[f"{ranks}-{name}" for ranks, name in CASES])
+@pytest.mark.parametrize(
+    "num_ranks, name",
+    [pytest.param(ranks, name, marks=[pytest.mark.slow] * (ranks == 4), id=f"{ranks}-{name}") for ranks, name in CASES],
+)
 def test_an_update_is_that_of_one_process(updates, alone, num_ranks, name):
     for rank in updates(num_ranks):
         update = rank[name]
