@@ -13,6 +13,11 @@ from configs.slurm import SPARE_SECONDS, SlurmConfig
 
 BODY = Path(__file__).with_name("slurm_job.sh")
 FIRST_TASK = 0
+EARLY = (
+    "# A signal that comes before there is a run to stop is kept for it.",
+    "early= && trap early=USR1 USR1 && trap early=TERM TERM",
+    "",
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def render(config: RunConfig, tasks: Sequence[Task], *, name: str, script: Path,
         f"# Made by: cispo launch slurm. To run it again as it is: sbatch {shlex.quote(str(script))}",
     ]
     lines += [f"#SBATCH {word}" for word in directives(config.slurm, len(tasks), name, script, max_parallel)]
-    lines += ["", *settings(config), "", *_setup(config.slurm), "", *_runs(tasks), "", ""]
+    lines += ["", *settings(config), "", *EARLY, *_setup(config.slurm), "", *_runs(tasks), "", ""]
     return "\n".join(lines) + BODY.read_text(encoding="utf-8")
 
 

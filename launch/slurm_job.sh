@@ -4,11 +4,14 @@
 # and stop before the time limit (USR1) or when Slurm or a person says TERM, and the job goes back into the queue.
 # A start that fails goes back, too, but only max_restarts times without a new checkpoint.
 
+set +e +u +o pipefail                                  # whatever slurm.setup has set
 say() { echo "cispo: $(date '+%F %T') $*"; }
 
 start=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}          # this start of the job
 logs=$run/launch/$start                                # its logs, and the address of Ray's head
-mkdir -p "$logs"
+mkdir -p "$logs" || { say "$logs cannot be made; nothing is tried again"; exit 1; }
+job=$SLURM_JOB_ID                                      # of an array this task alone, and not all of them
+if [[ -n $SLURM_ARRAY_JOB_ID ]]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 head_address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
@@ -18,6 +21,7 @@ unset RAY_ADDRESS                                      # a cluster of somebody e
 unset RAY_AUTH_TOKEN
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$logs/token
 (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
+if [[ ! -s $RAY_AUTH_TOKEN_PATH ]]; then say "$RAY_AUTH_TOKEN_PATH cannot be written; nothing is tried again"; exit 1; fi
 
 newest_checkpoint() {
     local step newest=none
@@ -62,6 +66,7 @@ ask_to_stop() {
 }
 trap 'ask_to_stop USR1' USR1
 trap 'ask_to_stop TERM' TERM
+if [[ -n $early ]]; then ask_to_stop "$early"; fi       # it came during slurm.setup
 
 # --- Ray on every node -------------------------------------------------------------------------------------------------
 ray_nodes=()
@@ -135,27 +140,39 @@ train() {
 }
 
 # --- back into the queue, or the end -----------------------------------------------------------------------------------
-# How many starts in a row have ended at the same checkpoint, this one included.
+# Sets count: how many starts in a row have ended at the same checkpoint, this one included. Fails if that cannot be kept.
 count_starts() {
-    local newest count=0 before=
-    newest=$(newest_checkpoint)
+    local newest before=
+    newest=$(newest_checkpoint) count=0
     if [[ -f $run/launch/starts ]]; then read -r before count <"$run/launch/starts"; fi
     if [[ $before != "$newest" ]]; then count=0; fi
     count=$((count + 1))
-    echo "$newest $count" >"$run/launch/starts"
-    echo "$count"
+    echo "$newest $count" >"$run/launch/starts" && [[ $(<"$run/launch/starts") == "$newest $count" ]]
 }
 
-# A job that somebody cancels, or that Slurm itself requeues, is not ours to put back.
-is_ours() { [[ $(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p') == RUNNING ]]; }
+# again COMMAND...: a controller that restarts, or has much to do, answers a little later.
+again() {
+    for _ in 1 2 3 4; do
+        if "$@"; then return 0; fi
+        sleep 2
+    done
+    return 1
+}
+
+# Sets state, of this job; fails if nobody says it.
+ask_state() { state=$(scontrol show job "$job" 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' | head -n 1) && [[ -n $state ]]; }
 
 go_on_later() {
-    local count
-    if ! is_ours; then
-        say "the job is being ended from outside; go on with: cispo launch slurm --resume $run"
+    local by_hand="go on with: cispo launch slurm --resume $run" state="" count=0
+    # A job that somebody cancels, or that Slurm itself requeues, is not ours to put back.
+    if again ask_state && [[ $state != RUNNING ]]; then
+        say "the job is being ended from outside ($state); $by_hand"
         exit 1
     fi
-    count=$(count_starts)
+    if ! count_starts; then
+        say "$run/launch/starts cannot be written, so this start would be repeated for ever: it is not. Make room, then $by_hand"
+        exit 1
+    fi
     if ((count > max_restarts)); then
         say "$count starts in a row ended at checkpoint $(newest_checkpoint), and slurm.max_restarts=$max_restarts:" \
             "this one does not go back into the queue. Mend the cause (logs: $logs), then go on with:" \
@@ -164,7 +181,7 @@ go_on_later() {
     fi
     say "back into the queue from checkpoint $(newest_checkpoint) (start $count of $((max_restarts + 1)) at it)"
     sync
-    scontrol requeue "$SLURM_JOB_ID" || say "scontrol requeue failed; go on with: cispo launch slurm --resume $run"
+    again scontrol requeue "$job" || say "scontrol requeue failed; $by_hand"
     exit 75
 }
 
@@ -176,6 +193,7 @@ if wait_for_nodes; then
     status=$?
 fi
 end_all USR2 20 "${ray_nodes[@]}"                      # srun passes USR2 on; of TERM it makes KILL at once
+rm -f "$RAY_AUTH_TOKEN_PATH"
 if ((status == 0)); then
     rm -f "$run/launch/starts"
     say "the run is finished: $run"
