@@ -85,7 +85,7 @@ def with_a_free_name(overrides: list[str], is_sweep: bool) -> list[str]:
         return overrides
     first = expand(overrides)[0] if is_sweep else overrides
     ours = ("cluster", "cluster.")  # judged with the rest, as part of the job
-    config = compose([override for override in first if not override.startswith(ours)])
+    config = compose([*(override for override in first if not override.startswith(ours)), "cluster.gpus_per_node=0"])
     config = dataclasses.replace(config, name="sweep") if is_sweep else config
     return [*overrides, f"name={with_free_name(config, overrides).name}"]
 

@@ -31,12 +31,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Partition:
-    """What may run in one partition; None where there is no limit."""
+    """What may run in one partition; None where there is no limit. `default_time` is that of a job that names none."""
 
     name: str
     is_default: bool
     max_nodes: int | None
     max_time: str | None
+    default_time: str | None
     accounts: tuple[str, ...] | None
     qos: tuple[str, ...] | None
 
@@ -50,14 +51,19 @@ class SlurmCluster:
 
     def faults(self, slurm: SlurmConfig) -> Iterator[str]:
         """Why this cluster could never run such a job."""
-        names = [partition.name for partition in self.partitions]
-        chosen = [p for p in self.partitions if p.name == slurm.partition or not slurm.partition and p.is_default]
-        if not chosen:
-            reason = nearest(slurm.partition, names) if slurm.partition else f"name one of {', '.join(names)}."
-            told = "is not one of this cluster" if slurm.partition else "is needed, because this cluster has no default"
-            yield f"slurm.partition={slurm.partition} {told}: {reason}"
-            return
-        (partition,) = chosen
+        known = {partition.name: partition for partition in self.partitions}
+        asked = slurm.partition.split(",") if slurm.partition else [p.name for p in self.partitions if p.is_default]
+        if not asked:
+            yield f"slurm.partition is needed, because this cluster has no default: name one of {', '.join(known)}."
+        unknown = [name for name in asked if name not in known]
+        yield from (
+            f"slurm.partition={name} is not one of this cluster: {nearest(name, list(known))}" for name in unknown
+        )
+        if asked and not unknown:  # of several partitions Slurm takes one that can
+            by_partition = [list(self._faults_of(known[name], slurm)) for name in asked]
+            yield from [] if [] in by_partition else by_partition[0]
+
+    def _faults_of(self, partition: Partition, slurm: SlurmConfig) -> Iterator[str]:
         nodes = [node for node in self.nodes if partition.name in node.partitions]
         yield from _partition_faults(partition, len(nodes), slurm)
         yield from _node_faults(partition, nodes, slurm)
@@ -77,19 +83,7 @@ def this_cluster() -> SlurmCluster:
 def placement_faults(config: RunConfig) -> Iterator[str]:
     """What the job's own nodes could never hold: processes that each need what there is too little of."""
     slurm, learner = config.slurm, config.learner
-    gpus = slurm.nodes * slurm.gpus_per_node
-    uses_gpu = learner.device.startswith("cuda")
-    if uses_gpu and learner.num_ranks > gpus:
-        yield (
-            f"learner.num_ranks={learner.num_ranks} need a GPU each (learner.device={learner.device}), and "
-            f"slurm.nodes={slurm.nodes} x slurm.gpus_per_node={slurm.gpus_per_node} has {gpus}; ask for more, or take "
-            f"fewer ranks."
-        )
-    if gpus and not uses_gpu:
-        yield (
-            f"slurm.gpus_per_node={slurm.gpus_per_node} would stand idle, because learner.device={learner.device}; "
-            f"take learner.device=cuda or slurm.gpus_per_node=0."
-        )
+    yield from _gpu_faults(config)
     processes = config.cluster.num_workers + learner.num_ranks
     if slurm.nodes > processes:
         yield (
@@ -105,16 +99,46 @@ def placement_faults(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _gpu_faults(config: RunConfig) -> Iterator[str]:
+    slurm, learner, cluster = config.slurm, config.learner, config.cluster
+    gpus, needed = slurm.nodes * slurm.gpus_per_node, config.learner_gpus + config.worker_gpus
+    there = f"slurm.nodes={slurm.nodes} x slurm.gpus_per_node={slurm.gpus_per_node} has {gpus}"
+    if learner.device.startswith("cuda") and learner.num_ranks > gpus:
+        yield (
+            f"learner.num_ranks={learner.num_ranks} need a GPU each (learner.device={learner.device}), and {there}; "
+            f"ask for more, or take fewer ranks."
+        )
+    elif needed > gpus:
+        yield (
+            f"the learner's {config.learner_gpus} GPUs and the workers' {config.worker_gpus:g} "
+            f"(cluster.gpus_per_worker={cluster.gpus_per_worker:g}) are {needed:g}, and {there}; ask for more, or take "
+            f"fewer ranks or workers."
+        )
+    elif cluster.gpus_per_worker and cluster.num_workers > (
+        most := slurm.nodes * int(slurm.gpus_per_node / cluster.gpus_per_worker + 1e-9)
+    ):
+        yield (
+            f"cluster.num_workers={cluster.num_workers} with cluster.gpus_per_worker={cluster.gpus_per_worker:g} do "
+            f"not fit, because a worker has its GPUs on one node: {there}, for {most} workers."
+        )
+    if gpus and not needed and not any(d.startswith("cuda") for d in (learner.device, config.engine.device)):
+        yield (
+            f"slurm.gpus_per_node={slurm.gpus_per_node} would stand idle, because learner.device={learner.device} and "
+            f"engine.device={config.engine.device}; take cuda for one of them or slurm.gpus_per_node=0."
+        )
+
+
 def _partition_faults(partition: Partition, num_nodes: int, slurm: SlurmConfig) -> Iterator[str]:
     most = min(num_nodes, num_nodes if partition.max_nodes is None else partition.max_nodes)
     if slurm.nodes > most:
         yield f"slurm.nodes={slurm.nodes} is more than the {most} that a job in partition {partition.name} may have."
     if partition.max_time and slurm.time and seconds_of(slurm.time) > seconds_of(partition.max_time):
         yield f"slurm.time={slurm.time} is over the limit of partition {partition.name}, {partition.max_time}."
-    if partition.max_time and not slurm.time and seconds_of(partition.max_time) <= slurm.signal_seconds:
+    limit = partition.default_time or partition.max_time
+    if limit and not slurm.time and seconds_of(limit) <= slurm.signal_seconds:
         yield (
-            f"slurm.signal_seconds={slurm.signal_seconds} must be shorter than the limit of partition "
-            f"{partition.name}, {partition.max_time}."
+            f"slurm.signal_seconds={slurm.signal_seconds} must be shorter than the limit of a job in partition "
+            f"{partition.name} that names none, {limit}; say slurm.time=..."
         )
     for what, wanted, allowed in (
         ("account", slurm.account, partition.accounts),
@@ -173,12 +197,13 @@ def _ask(what: str) -> list[dict[str, str]]:
 
 
 def _partition(record: dict[str, str]) -> Partition:
-    max_nodes, max_time = record.get("MaxNodes", ""), record.get("MaxTime", "")
+    max_nodes = record.get("MaxNodes", "")
     return Partition(
         name=record["PartitionName"],
         is_default=record.get("Default") == "YES",
         max_nodes=int(max_nodes) if max_nodes.isdigit() else None,
-        max_time=None if max_time in ("", "UNLIMITED", "NONE") else max_time,
+        max_time=_time(record.get("MaxTime", "")),
+        default_time=_time(record.get("DefaultTime", "")),
         accounts=_allowed(record.get("AllowAccounts", "ALL")),
         qos=_allowed(record.get("AllowQos", "ALL")),
     )
@@ -194,6 +219,10 @@ def _node(record: dict[str, str]) -> Node:
         gpus=sum(map(int, gpus)),
         features=_words(record.get("AvailableFeatures", "")),
     )
+
+
+def _time(text: str) -> str | None:
+    return None if text in ("", "UNLIMITED", "NONE") else text
 
 
 def _allowed(words: str) -> tuple[str, ...] | None:

@@ -146,7 +146,9 @@ def _checked(
 ) -> tuple[RunConfig, Path]:
     """The configuration as the job will have it, and the run's folder."""
     faults = list(_own_faults(overrides))
-    words = [o for o in overrides if _key(o) not in OURS] + ["cluster.kind=ray"]
+    # GPUs are counted by what the job asks of Slurm, below, and not by what the configuration expects of a cluster.
+    ours = {*OURS, "cluster.gpus_per_node"}
+    words = [o for o in overrides if _key(o) not in ours] + ["cluster.kind=ray", "cluster.gpus_per_node=0"]
     try:
         config = compose(words) if resume is None else load_config(resume / "config.yaml", words)
     except ConfigError as error:

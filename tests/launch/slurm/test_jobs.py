@@ -85,6 +85,9 @@ def test_a_request_that_the_cluster_cannot_meet_is_refused_with_its_numbers(slur
     assert "is not one of this cluster: did you mean 'debug'?" in capsys.readouterr().err
     assert main(["launch", "slurm", *job(tmp_path, "name=a", "slurm.constraint=small")]) == 1
     assert "more than the 1 nodes of partition debug that have it all" in capsys.readouterr().err
+    either = job(tmp_path, "name=a", "slurm.partition='brief,debug'")
+    assert main(["launch", "slurm", "--dry-run", *either]) == 0, capsys.readouterr().err
+    assert "#SBATCH --partition=brief,debug" in capsys.readouterr().out
     assert slurm.ask("squeue", "-h") == "" and list(tmp_path.iterdir()) == []
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.slurm import megabytes_of, seconds_of
+from configs.slurm import SlurmConfig, megabytes_of, seconds_of
 from launch.cli import main
 from launch.slurm import BODY
+from launch.slurm_limits import Node, Partition, SlurmCluster
 
 SHELLCHECK = shutil.which("shellcheck")
 BASH = shutil.which("bash")
@@ -166,6 +167,11 @@ def test_all_faults_are_told_at_once(refused):
         (("slurm.nodes=2", "slurm.gpus_per_node=4", "learner.num_ranks=9", "learner.device=cuda"),
          "x slurm.gpus_per_node=4 has 8"),
         (("slurm.gpus_per_node=4",), "would stand idle"),
+        (("slurm.gpus_per_node=4", "engine.device=cuda", "cluster.gpus_per_worker=1", "learner.device=cuda"),
+         "the learner's 0 GPUs and the workers' 12 (cluster.gpus_per_worker=1) are 12"),
+        (("slurm.nodes=20", "slurm.gpus_per_node=4", "engine.device=cuda", "cluster.gpus_per_worker=5"),
+         "cluster.gpus_per_worker=5 do not fit, because a worker has its GPUs on one node"),
+        (("experiment=node", "slurm.gpus_per_node=4"), "are 16, and slurm.nodes=1 x slurm.gpus_per_node=4 has 4"),
         (("slurm.nodes=9", "cluster.num_workers=4"), "more than there are processes to place"),
         (("slurm.nodes=2", "cluster.num_nodes=3"), "cluster.num_nodes=3 must be slurm.nodes=2"),
         (("cluster.num_threads=4", "slurm.cpus_per_task=2"), "must not exceed slurm.cpus_per_task=2"),
@@ -179,6 +185,30 @@ def test_what_can_never_work_is_refused(refused, words, fault):
     if "learner.device=cuda" in words or "slurm.gpus_per_node=4" in words:
         words = (*words, "cluster.num_workers=12")
     assert fault in refused(*words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("experiment=node", "slurm.nodes=2", "slurm.gpus_per_node=8", "learner.num_ranks=8", "cluster.num_workers=8"),
+        ("experiment=node", "slurm.gpus_per_node=8", "learner.num_ranks=6", "cluster.num_workers=2"),
+        ("slurm.gpus_per_node=4", "engine.device=cuda", "cluster.gpus_per_worker=1", "cluster.num_workers=4"),
+    ],
+    ids=["two nodes", "other shares of one", "only the workers"],
+)
+def test_what_the_gpus_suffice_for_is_accepted_with_a_name_and_without(no_slurm, capsys, tmp_path, words):
+    for name in ((), ("name=mine",)):
+        assert main(["launch", "slurm", "--dry-run", f"runs_folder={tmp_path}", *words, *name]) == 0
+        assert "#SBATCH --gpus-per-node=" in capsys.readouterr().out
+
+
+def test_a_job_without_a_time_has_the_default_of_its_partition():
+    partition = Partition("short", True, None, max_time="1-00:00:00", default_time="05:00", accounts=None, qos=None)
+    cluster = SlurmCluster((partition,), (Node("a", ("short",), cpus=8, memory=8000, gpus=0, features=()),))
+    (fault,) = cluster.faults(SlurmConfig(signal_seconds=300))
+    assert "signal_seconds=300 must be shorter than the limit" in fault and "05:00" in fault
+    assert not list(cluster.faults(SlurmConfig(signal_seconds=200)))
+    assert not list(cluster.faults(SlurmConfig(signal_seconds=300, time="1:00:00")))
 
 
 def test_without_slurm_it_says_what_was_not_checked(no_slurm, capsys, tmp_path):
