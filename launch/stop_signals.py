@@ -18,13 +18,12 @@ ASKING = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """A request that SIGTERM and SIGUSR1 make; the second of them raises KeyboardInterrupt, as Ctrl-C always does.
+def stop_on_signals(request: StopRequest) -> Iterator[None]:
+    """SIGTERM and SIGUSR1 make the request; the second of them raises KeyboardInterrupt, as Ctrl-C always does.
 
     Enter it after ray.init, which takes SIGTERM for itself. Outside the main thread Python allows no handlers, so that
     the request is then never made.
     """
-    request = StopRequest()
 
     def ask(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -34,11 +33,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
         log.warning("%s: the run stops after its present step, with a checkpoint; once more stops it at once", name)
 
     if threading.current_thread() is not threading.main_thread():
-        yield request
+        yield
         return
     before = {number: signal.signal(number, ask) for number in ASKING}
     try:
-        yield request
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -64,10 +64,16 @@ def plan_run(overrides: Sequence[str], cluster: SlurmCluster | None, *, resume: 
             f"{folder} holds a run already; go on with it by cispo launch slurm --resume {folder}, or give this one "
             f"another name (name=...)."
         )
+    script = folder / "launch" / "job.sbatch"
+    if resume is None and script.exists():
+        raise ConfigError(
+            f"{script} was submitted already, and its job may still wait in the queue (squeue --me); cancel it and "
+            f"delete {folder}, or give this run another name (name=...)."
+        )
     if is_driven(folder):
         raise ConfigError(f"{folder} is in use by another cispo process; wait for it or end it.")
     task = Task(folder, _begin(overrides, folder), ("cluster.kind=ray", *(overrides if resume else ())))
-    return Plan(config, (task,), config.name, folder / "launch" / "job.sbatch")
+    return Plan(config, (task,), config.name, script)
 
 
 def plan_sweep(overrides: Sequence[str], cluster: SlurmCluster | None) -> Plan:

@@ -14,6 +14,7 @@ from cispo.checkpoint import FolderCheckpoints
 from cispo.evaluate import HeldOutEvaluator, guess_accuracy
 from cispo.protocols import RolloutSource
 from cispo.sft import cold_start
+from cispo.stop import RunStopped, StopRequest
 from cispo.trainer import Parts, train
 from cispo.types import Progress
 from configs.schema import RunConfig
@@ -67,11 +68,17 @@ def run_training(
     folder = Path(config.runs_folder) / config.name
     checkpoints = FolderCheckpoints(folder / "checkpoints", config.checkpoints)
     deaths_at: list[list[int]] = []
+    stop = StopRequest()  # one for all tries: a wish is not forgotten because a learner dies
     while True:
         try:
-            return _run(config, resume=resume, sft_only=sft_only, wrap=wrap, is_again=bool(deaths_at))
+            return _run(config, resume=resume, sft_only=sft_only, wrap=wrap, stop=stop, is_again=bool(deaths_at))
         except LearnerDied as error:
             deaths_at.append(checkpoints.steps())
+            if stop.is_asked and deaths_at[-1]:
+                raise RunStopped(
+                    f"stopped without a new checkpoint, because {stop.reason} and then the learner died ({error}) The "
+                    f"newest is of step {deaths_at[-1][-1]}."
+                ) from error
             deaths = deaths_at.count(deaths_at[-1])
             if not deaths_at[-1] or deaths > config.cluster.learner_restarts:
                 raise
@@ -85,7 +92,7 @@ def run_training(
             resume = True
 
 
-def _run(config: RunConfig, *, resume: bool, sft_only: bool, wrap: Wrap, is_again: bool) -> Path:
+def _run(config: RunConfig, *, resume: bool, sft_only: bool, wrap: Wrap, stop: StopRequest, is_again: bool) -> Path:
     """One try of `run_training`; `is_again` says that it is not the first of this process."""
     folder = Path(config.runs_folder) / config.name
     checkpoints = FolderCheckpoints(folder / "checkpoints", config.checkpoints)
@@ -109,7 +116,8 @@ def _run(config: RunConfig, *, resume: bool, sft_only: bool, wrap: Wrap, is_agai
         parts = make_parts(config, data, place_parts(config, place, sandboxes), checkpoints, tracker, wrap)
         stack.callback(parts.rollouts.close)
         if not sft_only:  # a cold start alone has nothing to go on from
-            parts = dataclasses.replace(parts, stop=stack.enter_context(stop_on_signals()))
+            stack.enter_context(stop_on_signals(stop))
+            parts = dataclasses.replace(parts, stop=stop)
         if not checkpoints.steps():
             warm_up(config, data, parts)
             checkpoints.save(Progress(), parts.learner, parts.rollouts)

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from cispo.stop import StopRequest
+from launch import train
 from launch.cli import main
+from launch.learner_ranks import LearnerDied
 from launch.stop_signals import stop_on_signals
 
 ROOT = Path(__file__).parents[2]
@@ -48,8 +51,27 @@ def test_a_run_that_is_told_to_stop_saves_its_step_and_goes_on_as_if_it_had_not(
     assert lines_of(tmp_path / "whole") == lines_of(whole_run)
 
 
+def test_a_learner_that_dies_after_the_wish_does_not_make_it_forgotten(tmp_path, small, monkeypatch, capsys):
+    """Without the wish the run would start again."""
+    tries = []
+
+    def asked_and_dead(config, learner_config, parts, **settings):
+        tries.append(parts.stop)
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not parts.stop.is_asked:
+            time.sleep(0.01)
+        raise LearnerDied("The process of learner-0 died.")
+
+    monkeypatch.setattr(train, "train", asked_and_dead)
+    assert main(["train", *small(tmp_path, "name=a", "sft.steps=0")]) == 75
+    told = capsys.readouterr().err
+    assert "it received SIGTERM and then the learner died" in told and "newest is of step 0" in told
+    assert len(tries) == 1
+
+
 def test_the_second_signal_ends_it_at_once():
-    with pytest.raises(KeyboardInterrupt), stop_on_signals() as request:
+    request = StopRequest()
+    with pytest.raises(KeyboardInterrupt), stop_on_signals(request):
         os.kill(os.getpid(), signal.SIGUSR1)
         while not request.is_asked:
             time.sleep(0.01)
@@ -62,7 +84,8 @@ def test_outside_the_main_thread_there_is_no_handler():
     found = []
 
     def look():
-        with stop_on_signals() as request:
+        request = StopRequest()
+        with stop_on_signals(request):
             found.append((signal.getsignal(signal.SIGTERM), request.is_asked))
 
     before = signal.getsignal(signal.SIGTERM)

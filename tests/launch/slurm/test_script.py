@@ -219,6 +219,12 @@ def test_without_slurm_it_says_what_was_not_checked(no_slurm, capsys, tmp_path):
     assert list(tmp_path.glob("embedded*")) == [], "something was left behind"
 
 
+def test_a_run_that_was_submitted_and_has_not_begun_is_not_submitted_again(refused, tmp_path):
+    (tmp_path / "mine" / "launch").mkdir(parents=True)
+    (tmp_path / "mine" / "launch" / "job.sbatch").touch()
+    assert "was submitted already, and its job may still wait in the queue" in refused()
+
+
 def test_a_run_that_is_there_is_not_begun_again(refused, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.yaml").touch()
