@@ -30,7 +30,8 @@ class Histogram:
     @classmethod
     def of(cls, values_N: Floats | Ints) -> Histogram:
         """Of at least one finite value: NUM_BINS bins between the smallest and the largest."""
-        counts, edges = np.histogram(values_N, bins=NUM_BINS)
+        # In float64, where values a rounding of float32 apart still have room for that many edges between them.
+        counts, edges = np.histogram(np.asarray(values_N, dtype=np.float64), bins=NUM_BINS)
         return cls(tuple(counts.tolist()), tuple(edges.tolist()))
 
 

@@ -44,5 +44,11 @@ def value_at(schedule: Schedule, step: float) -> float:
     return float(schedule[-1][1])
 
 
+def largest(schedule: Schedule, last_step: float) -> float:
+    """The largest value from step 0 to `last_step`: between knots the lines are straight."""
+    knots = () if isinstance(schedule, int | float) else (knot[0] for knot in schedule)
+    return max(value_at(schedule, step) for step in (0, last_step, *(k for k in knots if 0 < k < last_step)))
+
+
 def _shown(schedule: Sequence[Sequence[float]]) -> str:
     return "[" + ", ".join("[" + ", ".join(f"{x:g}" for x in knot) + "]" for knot in schedule) + "]"

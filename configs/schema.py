@@ -12,7 +12,7 @@ from cispo.checkpoint import CheckpointConfig
 from cispo.errors import ConfigError, faults_of
 from cispo.evaluate import EvaluationConfig
 from cispo.learner.config import LearnerConfig
-from cispo.schedule import value_at
+from cispo.schedule import largest
 from cispo.sft import SftConfig
 from cispo.trainer import TrainerConfig
 from configs.fleet import ClusterConfig, ServeConfig, SyncConfig, TrackingConfig
@@ -227,4 +227,4 @@ class RunConfig(TrainerConfig):
     @property
     def longest_window(self) -> int:
         """The longest length limit of any step, in tokens."""
-        return int(max(value_at(self.sampling.max_new_tokens, step) for step in range(max(self.steps, 0) + 1)))
+        return int(largest(self.sampling.max_new_tokens, max(self.steps, 0)))

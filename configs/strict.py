@@ -188,7 +188,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # an integer of 400 digits
         return None
     return None if math.isnan(number) else number
 

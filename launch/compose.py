@@ -91,6 +91,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             changed[group] = _composed([o for o in overrides if _key(o).split(".")[0] == group], defaults)[group]
         for change in OverridesParser.create().parse_overrides([o for o in overrides if _key(o) not in GROUPS]):
             whole = change.key_or_group in open_mappings()
+            if change.is_delete():
+                parent, _, key = change.key_or_group.rpartition(".")
+                (OmegaConf.select(changed, parent) if parent else changed).pop(key, None)
+                continue
             OmegaConf.update(changed, change.key_or_group, change.value(), merge=not whole, force_add=True)
     except (OmegaConfBaseException, HydraException) as error:
         raise ConfigError(_plain_sentence(error)) from error

@@ -248,9 +248,15 @@ def gpu_text(config: RunConfig) -> str:
     return f"{learner}, {config.worker_gpus:g} for workers ({config.cluster.gpus_per_worker:g} each){of_those}"
 
 
+def _sum_over_steps(schedule: Schedule, steps: int) -> float:
+    if isinstance(schedule, int | float):
+        return float(schedule) * steps
+    return sum(value_at(schedule, step) for step in range(steps))
+
+
 def _run(config: RunConfig, facts: Facts) -> Pairs:
     steps, prompts = config.steps, config.steps * config.groups_per_step
-    windows = sum(value_at(config.sampling.max_new_tokens, step) for step in range(steps))
+    windows = _sum_over_steps(config.sampling.max_new_tokens, steps)
     trained = steps * config.groups_per_step * config.group_size
     yield (
         "steps",

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,14 +85,27 @@ def run_sweep(jobs: Sequence[Job], tell: Callable[[str], None], *, debug: bool =
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry or "." for entry in sys.path)}
     for number, job in enumerate(jobs, start=1):
         tell(f"run {number} of {len(jobs)}: {job.folder} ({' '.join(job.overrides) or 'no overrides'})")
-        status = subprocess.run([*command, *job.words], env=environment, check=False).returncode
-        if status == 130:
+        status = _made([*command, *job.words], environment)
+        if status in (130, -signal.SIGINT):
             raise KeyboardInterrupt
         if status:
             failed.append(f"{job.folder} ({_ending(status)})")
             tell(f"run {number} of {len(jobs)} failed ({_ending(status)}); the sweep goes on.")
     if failed:
         raise CispoError(f"{len(failed)} of {len(jobs)} runs of the sweep failed: {', '.join(failed)}.")
+
+
+def _made(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """The exit status of a run. Ctrl-C reaches it, too, and it gets the time to save and to close; twice kills it."""
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                process.kill()
+            raise
 
 
 def _ending(status: int) -> str:

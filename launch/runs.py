@@ -103,10 +103,14 @@ def show(folders: Sequence[Path]) -> None:
         runs = [LocalRun(folder) for folder in folders]
         tables = side_by_side(runs) if len(runs) > 1 else [overview(runs)] if runs else []
     else:
-        tables = [overview([run for folder in folders for run in find_runs(folder)])]
+        tables = [overview([run for folder in folders for run in _runs_of(folder)])]
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     for table in tables:
         console.print(table)
+
+
+def _runs_of(folder: Path) -> list[LocalRun]:
+    return [LocalRun(folder)] if (folder / "config.yaml").is_file() else find_runs(folder)
 
 
 def overview(runs: Sequence[LocalRun]) -> Table:

@@ -42,7 +42,8 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
                 faults.extend(error.faults)
     if faults:
         raise ConfigError(*faults)
-    return [list(job) for job in itertools.product(*by_key.values())]
+    # A value that is named twice, perhaps in two spellings, is one run and not two of one name.
+    return [list(job) for job in itertools.product(*(dict.fromkeys(values) for values in by_key.values()))]
 
 
 def run_names(jobs: Sequence[Sequence[str]]) -> list[str]:

@@ -7,8 +7,9 @@ resumed; for that the loop logs and evaluates a step before it saves the checkpo
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +22,8 @@ from configs.fleet import TrackingConfig
 from launch.run_files import json_lines, read_jsonl, rollout_files, write_atomically, write_summary
 from launch.run_tracker import RunTracker
 from launch.wandb_mode import wandb_mode
+
+log = logging.getLogger("cispo.tracking")
 
 
 class Trackers(RunTracker):
@@ -112,6 +115,7 @@ class JsonlTracker(RunTracker):
         self._rollouts = run_folder / "rollouts"
         self._rollouts.mkdir(parents=True, exist_ok=True)
         self._last_step = self._forget_after(resumed_step)
+        (run_folder / "summary.json").unlink(missing_ok=True)  # of an end that is none any more
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line and wait until the disk has it, so that a killed run keeps every finished step."""
@@ -170,6 +174,7 @@ class ConsoleTracker(RunTracker):
         self._total_steps = total_steps
         self._console = console or Console()
         self._is_live = self._console.is_terminal
+        self._is_gone = False
         self._bars: dict[str, TaskID] = {}
         self._printed_tenths: dict[str, int] = {}
         self._progress = Progress(
@@ -183,6 +188,9 @@ class ConsoleTracker(RunTracker):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of the numbers that matter, and one for an evaluation."""
+        self._guard(lambda: self._log(step, metrics))
+
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         headlines = "  ".join(
             f"{label} {form.format(metrics[name])}" for label, name, form in HEADLINES if name in metrics
         )
@@ -200,6 +208,9 @@ class ConsoleTracker(RunTracker):
 
         Held-out accuracies are left to `log`, which says them with their step.
         """
+        self._guard(lambda: self._phase(name, done, total, numbers))
+
+    def _phase(self, name: str, done: int, total: int, numbers: Mapping[str, float]) -> None:
         shown = {key: value for key, value in numbers.items() if not key.startswith("eval/")}
         text = "  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())
         self._move_bar(name, done, total, text)
@@ -216,7 +227,20 @@ class ConsoleTracker(RunTracker):
     def close(self, error: BaseException | None = None) -> None:
         """Give the terminal back, its cursor included."""
         if self._is_live:
-            self._progress.stop()
+            self._guard(self._progress.stop)
+
+    def _guard(self, show: Callable[[], None]) -> None:
+        """Nobody need look: a terminal that is gone ends nothing, though rich makes SystemExit of a broken pipe."""
+        if self._is_gone:
+            return
+        try:
+            show()
+        except (Exception, SystemExit) as error:
+            self._is_gone = self._console.quiet = True
+            log.warning(
+                "The console cannot be written to (%s): the run goes on, and metrics.jsonl has every number.",
+                type(error).__name__,
+            )
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -5,7 +5,6 @@ One function for each kind, which yields a sentence with the values and what to 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from configs.schema import RunConfig
@@ -147,7 +146,8 @@ def _memory(config: RunConfig, shape: HybridConfig) -> Warnings:
         "a rank of the learner": learner.total if learner and config.learner.device.startswith("cuda") else 0,
         "a rollout worker": worker.total if worker and config.engine.device.startswith("cuda") else 0,
     }
-    share = math.ceil(1 / config.cluster.gpus_per_worker) if 0 < config.cluster.gpus_per_worker < 1 else 1
+    part = config.cluster.gpus_per_worker
+    share = min(config.cluster.num_workers, int(1 / part + 1e-9)) if 0 < part < 1 else 1
     on_gpu["a rollout worker"] *= share
     if share > 1:
         on_gpu[f"{share} rollout workers"] = on_gpu.pop("a rollout worker")

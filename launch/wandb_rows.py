@@ -10,7 +10,7 @@ from typing import Any
 
 from cispo.histogram import Histogram
 from configs.fleet import TrackingConfig
-from launch.run_files import read_jsonl, read_metrics
+from launch.run_files import read_jsonl
 
 COLUMNS = (
     "step", "task", "prompt", "text", "reward", "correct", "verdict", "note", "parts", "advantage", "mean_ratio",
@@ -43,10 +43,12 @@ def traces(step: int, records: Sequence[Mapping[str, Any]], config: TrackingConf
     }
 
 
-def replayed(folder: Path, config: TrackingConfig, *, after: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(step, row) of every step of the run's files that is later than `after`."""
+def replayed(
+    folder: Path, config: TrackingConfig, lines: Sequence[Mapping[str, Any]], *, after: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(step, row) of each of these lines of metrics.jsonl that is later than `after`."""
     histograms = {line["step"]: line for line in read_histograms(folder)}
-    for line in read_metrics(folder):
+    for line in lines:
         step = int(line["step"])
         if step <= after:
             continue

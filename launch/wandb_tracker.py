@@ -31,6 +31,9 @@ log = logging.getLogger("cispo.tracking")
 KILLED = 255
 """The exit code that W&B shows as "killed"; any other but 0 is "failed"."""
 
+COLD_START = frozenset({"timing_s/sft"})
+"""What the first of the two calls for step 0 says."""
+
 
 class WandbTracker(RunTracker):
     """One run in W&B, by the id in the run's folder."""
@@ -42,6 +45,7 @@ class WandbTracker(RunTracker):
         self._run: Any = None
         self._sent = -1
         self._held: dict[str, Any] = {}
+        self._cold_start: dict[str, float] = {}
         self._histograms: Mapping[str, Histogram] = {}
         self._accuracies: list[float] = []
         self._guard("start", lambda: self._start({**plain(run_config), "code": plain(code)}))
@@ -56,11 +60,20 @@ class WandbTracker(RunTracker):
             self._guard("make a table", lambda: self._held.update(traces(step, records, self._config)))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Send a step, unless W&B has it from before a kill. Step 0 comes in two calls, which W&B puts together."""
+        """Send a step, unless W&B has it from before a kill; the summary follows the run's own files in any case.
+
+        Step 0 comes in two calls, the cold start and the evaluation, and is sent with the second: half a step that was
+        sent before a kill would be the whole of it for W&B.
+        """
         histograms, held, self._histograms, self._held = self._histograms, self._held, {}, {}
+        self._guard("write the summary", lambda: self._sum_up(metrics))
+        if step == 0 and set(metrics) <= COLD_START:
+            self._cold_start = dict(metrics)
+            return
+        if step == 0:
+            metrics, self._cold_start = {**self._cold_start, **metrics}, {}
         if step > self._sent:
             self._guard("log", lambda: self._send(step, row(step, metrics, histograms) | held))
-            self._guard("write the summary", lambda: self._sum_up(metrics))
 
     def alarm(self, step: int, metric: str, text: str) -> None:
         """Alert those who asked W&B for alerts; W&B drops the same title for a while."""
@@ -68,6 +81,8 @@ class WandbTracker(RunTracker):
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Add the summary, and the policy if asked for, and wait until everything is written or sent."""
+        if self._cold_start:  # which was all there was to do
+            self._guard("log", lambda: self._send(0, row(0, self._cold_start, {})))
         self._guard("write the summary", lambda: self._run.summary.update({"run": json_ready(summary)}))
         if self._config.upload_export:
             self._guard("send the policy", self._send_export)
@@ -139,11 +154,13 @@ class WandbTracker(RunTracker):
         lines = read_metrics(self._folder)
         for line in lines:
             self._sum_up(line)
-        for step, values in replayed(self._folder, self._config, after=self._sent):
-            self._run.log(values, step=step, commit=step > 0)
+        if lines and lines[0]["step"] == 0 and set(lines[0]) <= {"step", *COLD_START}:
+            self._cold_start = {name: value for name, value in lines.pop(0).items() if name != "step"}
+        for step, values in replayed(self._folder, self._config, lines, after=self._sent):
+            self._send(step, values)
 
     def _send(self, step: int, values: Mapping[str, Any]) -> None:
-        self._run.log(dict(values), step=step, commit=step > 0)
+        self._run.log(dict(values), step=step)
 
     def _sum_up(self, metrics: Mapping[str, Any]) -> None:
         """First, last and best held-out accuracy, kept up to date so that a run that dies has them, too."""

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cispo.errors import ConfigError
-from cispo.schedule import check_schedule, value_at
+from cispo.schedule import check_schedule, largest, value_at
 
 QUICK = settings(max_examples=40, deadline=None)
 
@@ -58,3 +58,14 @@ def test_what_is_no_schedule_is_refused_with_its_name_and_value(schedule):
 def test_values_below_the_least_are_refused(schedule):
     with pytest.raises(ConfigError, match=r"lr must be at least 0 throughout; got -0\.0001"):
         check_schedule("lr", schedule, least=0.0)
+
+
+@QUICK
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.floats(-5, 5)), min_size=1, max_size=5, unique_by=lambda knot: knot[0]),
+    st.integers(0, 80),
+)
+def test_the_largest_value_is_that_of_all_steps(knots, last_step):
+    schedule = tuple(sorted(knots))
+    assert largest(schedule, last_step) == max(value_at(schedule, step) for step in range(last_step + 1))
+    assert largest(2.5, 10**12) == 2.5

@@ -141,3 +141,11 @@ def test_composing_is_silent_even_when_everything_else_speaks(caplog):
     with caplog.at_level(logging.DEBUG):
         compose(["steps=3"])
     assert caplog.text == ""
+
+
+def test_a_key_that_is_taken_away_is_gone_on_a_resumed_run_too(tmp_path):
+    save_config(compose(["~task.mixture.program"]), tmp_path / "begun.yaml")
+    save_config(compose([]), tmp_path / "whole.yaml")
+    begun = load_config(tmp_path / "begun.yaml")
+    assert load_config(tmp_path / "whole.yaml", ["~task.mixture.program"]).task == begun.task
+    assert "program" not in begun.task.mixture

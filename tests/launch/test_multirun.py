@@ -1,11 +1,20 @@
 """`cispo train -m`: every combination in a folder of its own, and a run that fails costs the others nothing."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 import yaml
 
 from cispo.errors import CispoError, ConfigError
 from launch.cli import main
 from launch.multirun import plan_sweep, run_sweep
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_run_of_a_sweep_has_its_own_name_and_folder(tmp_path):
@@ -84,3 +93,34 @@ def test_options_that_exclude_each_other_are_told(tmp_path, capsys):
     assert "neither --resume nor --cfg" in error
     assert main(["train", "--package", "learner"]) == 1
     assert "write --cfg job --package learner" in capsys.readouterr().err
+
+
+CHILD = """
+import pathlib, sys, time
+pathlib.Path(sys.argv[1], "began").touch()
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1.5)
+    pathlib.Path(sys.argv[1], "closed").touch()
+    sys.exit(130)
+"""
+SWEEP = f"""
+import os, sys
+from launch import multirun
+try:
+    multirun._made([sys.executable, "-c", {CHILD!r}, sys.argv[1]], os.environ)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_leaves_the_run_the_time_to_close(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", SWEEP, str(tmp_path)], cwd=ROOT, start_new_session=True) as sweep:
+        end = time.monotonic() + 60
+        while not (tmp_path / "began").exists():
+            assert sweep.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does
+        assert sweep.wait(timeout=60) == 130
+    assert (tmp_path / "closed").exists()

@@ -74,3 +74,8 @@ def test_names_are_different_and_safe_whatever_the_values_are(values):
     for name in names:
         assert re.fullmatch(r"[\w+][\w.+-]*", name, flags=re.ASCII)
         assert len(name) <= LONGEST_NAME + 9
+
+
+def test_a_value_that_is_named_twice_is_one_run():
+    jobs = expand(["learner.lr=1e-4,0.0001,2e-4", "seed=1,1"])
+    assert jobs == [["learner.lr=0.0001", "seed=1"], ["learner.lr=0.0002", "seed=1"]]

@@ -185,3 +185,27 @@ def test_failing_wandb_warns_once_and_harms_nobody(tmp_path, caplog, monkeypatch
         tracker.close()
     assert len(caplog.records) == 1
     assert "could not start" in caplog.text
+
+
+class Broken(io.StringIO):
+    """A pipe that nobody reads any more."""
+
+    def write(self, text):
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_console_that_is_gone_costs_a_warning_and_no_run(is_terminal, caplog):
+    tracker = ConsoleTracker(3, console=Console(file=Broken(), force_terminal=is_terminal))
+    with caplog.at_level(logging.WARNING, logger="cispo.tracking"):
+        for step in (1, 2):
+            tracker.log(step, {"reward/mean": 0.5})
+            tracker.phase("evaluation", 1, 2)
+        tracker.close()
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == ["The console cannot be written to"]
+
+
+def test_the_summary_of_an_earlier_end_is_gone_when_a_run_goes_on(tmp_path):
+    write_summary(tmp_path, {"steps": 3})
+    JsonlTracker(tmp_path, resumed_step=3)
+    assert not (tmp_path / "summary.json").exists()

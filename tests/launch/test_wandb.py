@@ -13,7 +13,7 @@ from configs.fleet import TrackingConfig
 from launch.cli import main
 from launch.trackers import open_trackers
 from launch.wandb_mode import wandb_mode
-from launch.wandb_tracker import put_aside
+from launch.wandb_tracker import WandbTracker, put_aside
 
 BLOCK = 32768
 
@@ -169,3 +169,26 @@ def test_tracking_names_all_its_faults():
     with pytest.raises(ConfigError) as caught:
         TrackingConfig(wandb="on", project="a/b", tags=("",), traces_every=-1, wait_seconds=0)
     assert len(caught.value.faults) == 5
+
+
+def test_step_0_is_one_row_although_the_run_stopped_between_cold_start_and_evaluation(tmp_path):
+    quiet = TrackingConfig(console=False, wandb="offline")
+    with open_trackers(tmp_path, quiet, total_steps=1) as trackers:
+        trackers.log(0, {"timing_s/sft": 2.0})
+    assert history(tmp_path) == []
+    with open_trackers(tmp_path, quiet, total_steps=1) as trackers:
+        trackers.log(0, {"eval/all/mean@2": 0.25})
+        trackers.log(1, {"reward/mean": 0.5})
+        trackers.finish({})
+    first, second = history(tmp_path)
+    assert (first["_step"], first["timing_s/sft"], first["eval/all/mean@2"]) == (0, 2.0, 0.25)
+    assert second["_step"] == 1
+
+
+def test_the_summary_follows_steps_that_are_made_again(tmp_path):
+    tracker = WandbTracker(tmp_path, TrackingConfig(wandb="offline"), run_config={}, code={})
+    tracker._sent = 20  # what a server would say it has
+    tracker.log(15, {"eval/all/mean@2": 0.75})
+    assert tracker._run.summary["accuracy/last"] == 0.75
+    tracker.finish({})
+    assert history(tmp_path) == []
