@@ -105,13 +105,21 @@ class Embedded:
 
 
 def read_traces(run_folder: Path, *, max_traces: int, max_tokens: int) -> Traces:
-    """Read rollouts/, keeping of each step no more than its share of the bounds, but at least one record."""
+    """Read rollouts/, keeping of each step no more than its share of the bounds.
+
+    Where not even one trace of every step fits, some steps are left out, evenly.
+    """
     files = rollout_files(run_folder)
+    chosen = _chosen(files, max_traces, max_tokens)
     embedded, lengths, faults, num_traces = Embedded(), [], [], 0
     for position, (step, path) in enumerate(files):
+        if position not in chosen:
+            num_traces += path.read_bytes().count(b"\n")
+            continue
         records, bad_lines = read_jsonl_leniently(path)
         num_traces += len(records)
-        bad = _embed_share(embedded, step, records, max(max_traces // len(files), 1), max_tokens // len(files))
+        share, room = max_tokens // len(chosen), max_tokens - len(embedded.tokens)
+        bad = _embed_share(embedded, step, records, max(max_traces // len(chosen), 1), share, room)
         faults += [f"rollouts/{fault}" for fault in bad_lines]
         if bad:
             faults.append(f"rollouts/{path.name} has {bad} lines that are no trajectories, which are left out.")
@@ -129,13 +137,31 @@ def read_traces(run_folder: Path, *, max_traces: int, max_tokens: int) -> Traces
     )
 
 
-def _embed_share(embedded: Embedded, step: int, records: Sequence[Record], max_traces: int, max_tokens: int) -> int:
-    """Returns how many records could not be taken."""
+def _chosen(files: Sequence[tuple[int, Path]], max_traces: int, max_tokens: int) -> set[int]:
+    """Which files are shown: all, or as many as have room for one trace each, the first and the last included."""
+    if not files:
+        return set()
+    looked_at = {0, len(files) // 2, len(files) - 1}
+    longest = max(_longest(read_jsonl_leniently(files[position][1])[0]) for position in looked_at)
+    number = max(1, min(len(files), max_traces, max_tokens // max(longest, 1)))
+    return {round(position) for position in np.linspace(0, len(files) - 1, number)}
+
+
+def _longest(records: Sequence[Record]) -> int:
+    return max(map(_num_tokens, records), default=0)
+
+
+def _embed_share(
+    embedded: Embedded, step: int, records: Sequence[Record], max_traces: int, share: int, room: int
+) -> int:
+    """Returns how many records could not be taken. The first may be longer than its step's share if there is room."""
     first, first_token, bad = len(embedded.kept), len(embedded.tokens), 0
     for record in records:
         num_kept = len(embedded.kept) - first
-        is_full = num_kept >= max_traces
-        if is_full or (num_kept and len(embedded.tokens) - first_token + _num_tokens(record) > max_tokens):
+        limit = share if num_kept else room
+        if num_kept >= max_traces or (
+            embedded.kept and len(embedded.tokens) - first_token + _num_tokens(record) > limit
+        ):
             break
         try:
             embedded.add(step, record)

@@ -13,6 +13,7 @@ const ORDERS = {
   "least likely token": (trace) => trace.lowest_logp ?? Infinity,
   "oldest policy": (trace) => -trace.age,
 };
+const PROMPT = "prompt:"; // what a search begins with that is for one prompt, by its whole id
 const ENDINGS = { "by itself": (trace) => !trace.isCut && trace.stop_reason !== "repetition", "cut off": (trace) => trace.isCut };
 
 const filtering = { matches: [], runningFor: 0 };
@@ -43,6 +44,7 @@ function range(name, of) {
 function conditions() {
   const value = (name) => at(`filter-${name}`).value;
   const wanted = value("text").toLowerCase();
+  const prompt = wanted.startsWith(PROMPT) ? wanted.slice(PROMPT.length).trim() : null;
   const equal = (chosen, of) => (chosen ? (trace) => of(trace) === chosen : null);
   return [
     value("run") && ((trace) => trace.run === RUNS[Number(value("run"))]),
@@ -52,7 +54,8 @@ function conditions() {
     ENDINGS[value("stop")] ?? equal(value("stop"), (trace) => trace.stop_reason),
     range("step", (trace) => trace.step),
     range("reward", (trace) => trace.reward),
-    wanted && ((trace) => trace.haystack.includes(wanted)),
+    prompt && ((trace) => trace.promptId.toLowerCase() === prompt),
+    wanted && prompt === null && ((trace) => trace.haystack.includes(wanted)),
   ].filter(Boolean);
 }
 

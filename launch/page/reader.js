@@ -21,7 +21,7 @@ function verdictLine(trace) {
   return element("header", { class: "verdict-line" },
     element("b", { class: `badge ${trace.correct ? "good" : "bad"}` }, words(visible(trace.verdict))),
     element("span", {}, ...(RUNS.length > 1 ? [runDot(trace.run), `${trace.run.label} · `] : []),
-      `step ${trace.step} · ${visible(trace.task)} · `, button(visible(trace.promptId), () => showOnly(trace.promptId), { class: "link", title: "All traces of this prompt" })),
+      `step ${trace.step} · ${visible(trace.task)} · `, button(visible(trace.promptId), () => showOnly(`${PROMPT}${trace.promptId}`), { class: "link", title: "All traces of this prompt" })),
     ...(trace.note ? [element("span", { class: "note" }, visible(trace.note))] : []));
 }
 

@@ -23,7 +23,7 @@ def browser():
 class Window:
     """One page opened from its file. `said` is what went to the console, `asked` what was requested beside the file."""
 
-    def __init__(self, chromium, path, *, anchor="", ready="charts", **options):
+    def __init__(self, chromium, path, *, anchor="", ready=("charts", "reader"), **options):
         self.page = chromium.new_page(viewport={"width": 1280, "height": 900}, **options)
         self.said, self.asked = [], []
         self.page.on("console", lambda message: self.said.append(message.text))
@@ -31,7 +31,8 @@ class Window:
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("dialog", lambda dialog: (self.said.append("a dialog"), dialog.dismiss()))
         self.page.goto(path.resolve().as_uri() + anchor)
-        self.page.wait_for_selector(f"body[data-{ready}=ready]", state="attached")
+        for part in ready:  # in any order
+            self.page.wait_for_selector(f"body[data-{part}=ready]", state="attached")
         self.requests_beyond = lambda: [url for url in self.asked if not url.startswith(path.resolve().as_uri())]
 
     def filter(self, **fields):

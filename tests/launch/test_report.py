@@ -180,7 +180,18 @@ def test_bounds_thin_every_step_alike_and_keep_at_least_one(tmp_path):
     assert by_count.num_traces == 20
     by_tokens = traces_of(tmp_path, max_tokens=500)
     assert [record["step"] for record in by_tokens.kept] == [1, 1, 2, 2]
-    assert len(traces_of(tmp_path, max_traces=1, max_tokens=1).kept) == 2
+    assert len(traces_of(tmp_path, max_traces=1, max_tokens=1).kept) == 1, "the bound counts, not a trace of every step"
+
+
+def test_a_run_too_long_for_a_trace_of_every_step_leaves_out_steps_evenly(tmp_path):
+    tracker = JsonlTracker(tmp_path)
+    for step in range(1, 101):
+        tracker.rollouts(step, [trace(tokens=("a",) * 40, ids=[5] * 40, logp=[-1.0] * 40, ratio=None)] * 2)
+    traces = traces_of(tmp_path, max_tokens=400)
+    steps = [record["step"] for record in traces.kept]
+    assert steps == [1, 12, 23, 34, 45, 56, 67, 78, 89, 100] and sum(record["length"] for record in traces.kept) <= 400
+    assert traces.num_traces == 200
+    assert [record["step"] for record in traces_of(tmp_path, max_traces=3).kept] == [1, 51, 100]
 
 
 def test_report_of_a_run_that_has_just_begun(tmp_path):

@@ -73,6 +73,8 @@ def test_curves_are_drawn_and_numbers_are_shown(window):
     "fields, count",
     [
         ({"filter_text": "übung"}, 6), ({"filter_text": "Got 41"}, 3), ({"filter_text": "p/0"}, 6),
+        
+        ({"filter_text": "prompt:p/0"}, 6), ({"filter_text": "prompt:p/"}, 0),
         ({"filter_text": "ab4\nc"}, 3), ({"filter_text": "nowhere"}, 0), ({"filter_task": "program"}, 6),
         ({"filter_verdict": "unparseable"}, 3), ({"filter_correct": "yes"}, 6), ({"filter_stop": "cut off"}, 3),
         ({"filter_stop": "stop"}, 9), ({"step_from": "2"}, 8), ({"step_from": "2", "step_to": "2"}, 4),
@@ -155,7 +157,7 @@ def test_keys_and_the_place_in_the_address(window):
 
 
 def test_an_address_leads_to_a_trace_with_its_colours(chromium, runs):
-    window = Window(chromium, write_report(runs[0]), anchor="#step=3&trace=1.0&colour=advantage", ready="reader")
+    window = Window(chromium, write_report(runs[0]), anchor="#step=3&trace=1.0&colour=advantage", ready=("reader",))
     assert "step 3 · program" in window.text(".verdict-line")
     assert window.page.locator("[data-colouring=advantage]").get_attribute("aria-pressed") == "true"
     window.page.close()
