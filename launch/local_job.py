@@ -11,9 +11,9 @@ from pathlib import Path
 
 from cispo.errors import CispoError, ConfigError
 from launch.compose import compose, load_config
+from launch.new_run import begin_words, check_new
 from launch.run_files import write_atomically
 from launch.run_folder import is_driven, with_free_name
-from launch.submit import quoted
 
 LOG, PID = "launch/local.log", "launch/local.pid"
 
@@ -30,13 +30,8 @@ def start(overrides: Sequence[str], *, resume: Path | None = None) -> Path:
     if resume is None:
         config = with_free_name(compose(overrides), overrides)
         folder = (Path(config.runs_folder) / config.name).absolute()
-        if (folder / "config.yaml").exists():
-            raise ConfigError(
-                f"{folder} holds a run already; go on with it by cispo launch local --resume {folder}, or give this "
-                f"one another name (name=...)."
-            )
-        typed = [override for override in overrides if override.partition("=")[0] not in ("name", "runs_folder")]
-        words = [*typed, f"name={quoted(config.name)}", f"runs_folder={quoted(str(folder.parent))}"]
+        check_new(folder, "local")
+        words = begin_words(overrides, folder)
     else:
         folder = resume.absolute()
         load_config(folder / "config.yaml", overrides)

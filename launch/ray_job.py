@@ -13,8 +13,8 @@ from typing import Any
 from cispo.errors import CispoError, ConfigError
 from configs.schema import RunConfig
 from launch.compose import compose, load_config
+from launch.new_run import begin_words, check_new
 from launch.run_folder import with_free_name
-from launch.submit import quoted
 
 POLL_SECONDS = 1.0
 
@@ -88,13 +88,8 @@ def _words(overrides: Sequence[str], resume: Path | None) -> tuple[RunConfig, li
         return config, ["--resume", str(resume.absolute()), *overrides, *ours]
     config = with_free_name(compose([*overrides, *ours]), overrides)
     folder = (Path(config.runs_folder) / config.name).absolute()
-    if (folder / "config.yaml").exists():
-        raise ConfigError(
-            f"{folder} holds a run already; go on with it by cispo launch ray --resume {folder}, or give this one "
-            f"another name (name=...)."
-        )
-    typed = [override for override in overrides if override.partition("=")[0] not in ("name", "runs_folder")]
-    return config, [*typed, *ours, f"name={quoted(config.name)}", f"runs_folder={quoted(str(folder.parent))}"]
+    check_new(folder, "ray")
+    return config, begin_words([*overrides, *ours], folder)
 
 
 def _client(address: str) -> Any:

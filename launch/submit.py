@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from cispo.errors import CispoError, ConfigError
 from configs.schema import RunConfig
 from launch.compose import compose, load_config
+from launch.new_run import begin_words, check_new
 from launch.run_files import write_atomically
 from launch.run_folder import is_driven
 from launch.slurm import Task, render
@@ -59,11 +59,8 @@ def plan_run(overrides: Sequence[str], cluster: SlurmCluster | None, *, resume: 
         resume: the folder of a run to go on with.
     """
     config, folder = _checked(overrides, cluster, resume.absolute() if resume else None)
-    if resume is None and (folder / "config.yaml").exists():
-        raise ConfigError(
-            f"{folder} holds a run already; go on with it by cispo launch slurm --resume {folder}, or give this one "
-            f"another name (name=...)."
-        )
+    if resume is None:
+        check_new(folder, "slurm")
     script = folder / "launch" / "job.sbatch"
     if resume is None and script.exists():
         raise ConfigError(
@@ -72,7 +69,7 @@ def plan_run(overrides: Sequence[str], cluster: SlurmCluster | None, *, resume: 
         )
     if is_driven(folder):
         raise ConfigError(f"{folder} is in use by another cispo process; wait for it or end it.")
-    task = Task(folder, _begin(overrides, folder), ("cluster.kind=ray", *(overrides if resume else ())))
+    task = Task(folder, tuple(_begin(overrides, folder)), ("cluster.kind=ray", *(overrides if resume else ())))
     return Plan(config, (task,), config.name, script)
 
 
@@ -96,7 +93,7 @@ def plan_sweep(overrides: Sequence[str], cluster: SlurmCluster | None) -> Plan:
     taken = [str(folder) for folder in folders if (folder / "config.yaml").exists()]
     if taken:
         raise ConfigError(f"{', '.join(taken)} hold runs already; give this sweep another name (name=...).")
-    tasks = [Task(f, _begin(job, f), ("cluster.kind=ray",)) for f, job in zip(folders, jobs, strict=True)]
+    tasks = [Task(f, tuple(_begin(job, f)), ("cluster.kind=ray",)) for f, job in zip(folders, jobs, strict=True)]
     return Plan(config, tuple(tasks), config.name, sweep / "launch" / "job.sbatch")
 
 
@@ -188,17 +185,8 @@ def _own_faults(overrides: Sequence[str]) -> list[str]:
     return faults
 
 
-def _begin(overrides: Sequence[str], folder: Path) -> tuple[str, ...]:
-    """The overrides of a new run, whose folder is fixed now: a restart must find the same."""
-    typed = [o for o in overrides if _key(o) not in ("name", "runs_folder", "cluster.num_nodes")]
-    return (*typed, "cluster.kind=ray", f"name={quoted(folder.name)}", f"runs_folder={quoted(str(folder.parent))}")
-
-
-def quoted(value: str) -> str:
-    """A text as the value of an override."""
-    if re.fullmatch(r"[A-Za-z_/.][\w/.+-]*", value, flags=re.ASCII):
-        return value
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _begin(overrides: Sequence[str], folder: Path) -> list[str]:
+    return begin_words([*(o for o in overrides if _key(o) != "cluster.num_nodes"), "cluster.kind=ray"], folder)
 
 
 def _key(override: str) -> str:

@@ -73,7 +73,6 @@ def test_curves_are_drawn_and_numbers_are_shown(window):
     "fields, count",
     [
         ({"filter_text": "übung"}, 6), ({"filter_text": "Got 41"}, 3), ({"filter_text": "p/0"}, 6),
-        
         ({"filter_text": "prompt:p/0"}, 6), ({"filter_text": "prompt:p/"}, 0),
         ({"filter_text": "ab4\nc"}, 3), ({"filter_text": "nowhere"}, 0), ({"filter_task": "program"}, 6),
         ({"filter_verdict": "unparseable"}, 3), ({"filter_correct": "yes"}, 6), ({"filter_stop": "cut off"}, 3),
