@@ -171,6 +171,8 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
         begin = time.perf_counter()
         evaluated = parts.evaluator.evaluate()
         tracker.log(0, {**published, **evaluated, "timing_s/evaluate": time.perf_counter() - begin})
+        if config.steps:
+            parts.stop.end_if_asked(0)
     save_seconds, alarms = 0.0, Alarms(config.alarms, tracker.alarm)
     while progress.step < config.steps:
         timer = Timer(save=save_seconds)

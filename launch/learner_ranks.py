@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -292,7 +293,10 @@ def _most_telling(errors: Sequence[BaseException | None], what: str) -> BaseExce
 
 
 def _own_address() -> str:
-    """The address by which other machines reach this one; the loopback where there is no network."""
+    """By which other machines reach this one: Ray's address, if this is an actor; the loopback without a network."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return str(ray.util.get_node_ip_address())
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("10.255.255.255", 1))  # sends nothing: it only picks the interface

@@ -13,6 +13,8 @@ from configs.slurm import SPARE_SECONDS, SlurmConfig
 
 BODY = Path(__file__).with_name("slurm_job.sh")
 FIRST_TASK = 0
+SOCKETS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""By which torch's process groups are told the network that Ray uses, too; slurm.environment comes later and wins."""
 EARLY = (
     "# A signal that comes before there is a run to stop is kept for it.",
     "early= && trap early=USR1 USR1 && trap early=TERM TERM",
@@ -95,6 +97,7 @@ def settings(config: RunConfig) -> list[str]:
     if slurm.gpus_per_node:
         step.append(f"--gpus-per-node={slurm.gpus_per_node}")
     step_container, command = container(config)
+    network = [f"export {name}={_word(slurm.interface)}" for name in SOCKETS if slurm.interface]
     return [
         f"python={_word(python)}",
         f"start_seconds={slurm.start_seconds}     # that nodes and Ray may take to come up",
@@ -104,6 +107,7 @@ def settings(config: RunConfig) -> list[str]:
         f"step_options={_array([*step, *step_container])}",
         f"container={_array(command)}",
         f"ray_options={_array(ray)}",
+        *network,
     ]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cispo.checkpoint import FolderCheckpoints
 from cispo.evaluate import HeldOutEvaluator, guess_accuracy
@@ -142,9 +143,16 @@ def open_run_trackers(config: RunConfig, folder: Path, checkpoints: FolderCheckp
         config.tracking,
         total_steps=config.steps,
         resumed_step=max(checkpoints.steps(), default=-1),
-        run_config=to_dict(config),
+        run_config=_public(config),
         code=code_version(),
     )
+
+
+def _public(config: RunConfig) -> dict[str, Any]:
+    """The configuration for other machines: of the variables of a job, which may be secrets, the names alone."""
+    values = to_dict(config)
+    values["slurm"]["environment"] = dict.fromkeys(config.slurm.environment, "(not shown)")
+    return values
 
 
 def make_parts(

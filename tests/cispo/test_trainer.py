@@ -130,6 +130,14 @@ def test_a_run_that_is_asked_to_stop_in_its_cold_start_makes_no_step(run):
     assert run.diary == ["restore"]
 
 
+def test_a_run_that_is_asked_to_stop_in_its_first_evaluation_makes_no_step(run):
+    log = run.log
+    run.log = lambda step, metrics: (log(step, metrics), run.stop.ask("it is late"))
+    with pytest.raises(RunStopped, match="stopped after step 0"):
+        run.train(steps=3)
+    assert run.diary[-1] == "log 0"
+
+
 def test_a_run_that_is_asked_to_stop_in_its_last_step_is_finished(run):
     log = run.log
     run.log = lambda step, metrics: (log(step, metrics), step == 2 and run.stop.ask("it is late"))

@@ -8,10 +8,13 @@ import sys
 
 import pytest
 
+from cispo.checkpoint import FolderCheckpoints
 from cispo.errors import ConfigError
 from configs.fleet import TrackingConfig
 from launch.cli import main
+from launch.compose import compose
 from launch.trackers import open_trackers
+from launch.train import open_run_trackers
 from launch.wandb_mode import wandb_mode
 from launch.wandb_tracker import WandbTracker, put_aside
 
@@ -192,3 +195,11 @@ def test_the_summary_follows_steps_that_are_made_again(tmp_path):
     assert tracker._run.summary["accuracy/last"] == 0.75
     tracker.finish({})
     assert history(tmp_path) == []
+
+
+def test_variables_of_a_job_are_named_and_not_shown(tmp_path):
+    config = compose(["slurm.environment.HF_TOKEN=hf_secret", f"runs_folder={tmp_path}", "tracking.console=false"])
+    open_run_trackers(config, tmp_path, FolderCheckpoints(tmp_path / "checkpoints", config.checkpoints)).close()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
+    (path,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"HF_TOKEN" in path.read_bytes()

@@ -202,6 +202,16 @@ def test_what_the_gpus_suffice_for_is_accepted_with_a_name_and_without(no_slurm,
         assert "#SBATCH --gpus-per-node=" in capsys.readouterr().out
 
 
+def test_ray_and_torch_take_the_same_network(script):
+    text = script("slurm.interface=ib0")
+    assert "--interface=ib0" in variable(text, "ray_options")
+    assert variable(text, "GLOO_SOCKET_IFNAME") == variable(text, "NCCL_SOCKET_IFNAME") == ["ib0"]
+    assert variable(
+        script("slurm.interface=ib0", "slurm.environment.NCCL_SOCKET_IFNAME=eth0"), "NCCL_SOCKET_IFNAME"
+    ) == ["eth0"]
+    assert "SOCKET_IFNAME" not in script()
+
+
 def test_a_job_without_a_time_has_the_default_of_its_partition():
     partition = Partition("short", True, None, max_time="1-00:00:00", default_time="05:00", accounts=None, qos=None)
     cluster = SlurmCluster((partition,), (Node("a", ("short",), cpus=8, memory=8000, gpus=0, features=()),))
