@@ -43,16 +43,18 @@ def check_folder(folder: Path, checkpoints: FolderCheckpoints, *, resume: bool) 
 def saved_config(
     config: RunConfig, plan: Sequence[str], folder: Path, checkpoints: FolderCheckpoints
 ) -> Iterator[None]:
-    """Write config.yaml, and plan.txt with the lines of `plan`.
+    """Write config.yaml, and plan.txt with the lines of `plan`; take away summary.json, whose end is none any more.
 
     A resumed run that failed before it saved a step gets those that it had back.
     """
     from launch.compose import save_config
 
-    paths, steps = (folder / "config.yaml", folder / "plan.txt"), checkpoints.steps()
-    before = {path: path.read_text(encoding="utf-8") for path in paths if path.exists()}
-    save_config(config, paths[0])
-    write_atomically(paths[1], "".join(f"{line}\n" for line in plan))
+    settings, plan_file, summary = (folder / name for name in ("config.yaml", "plan.txt", "summary.json"))
+    steps = checkpoints.steps()
+    before = {path: path.read_text(encoding="utf-8") for path in (settings, plan_file, summary) if path.exists()}
+    save_config(config, settings)
+    write_atomically(plan_file, "".join(f"{line}\n" for line in plan))
+    summary.unlink(missing_ok=True)
     try:
         yield
     except BaseException:

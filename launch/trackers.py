@@ -115,7 +115,6 @@ class JsonlTracker(RunTracker):
         self._rollouts = run_folder / "rollouts"
         self._rollouts.mkdir(parents=True, exist_ok=True)
         self._last_step = self._forget_after(resumed_step)
-        (run_folder / "summary.json").unlink(missing_ok=True)  # of an end that is none any more
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line and wait until the disk has it, so that a killed run keeps every finished step."""

@@ -203,9 +203,3 @@ def test_a_console_that_is_gone_costs_a_warning_and_no_run(is_terminal, caplog):
             tracker.phase("evaluation", 1, 2)
         tracker.close()
     assert [record.getMessage().split(" (")[0] for record in caplog.records] == ["The console cannot be written to"]
-
-
-def test_the_summary_of_an_earlier_end_is_gone_when_a_run_goes_on(tmp_path):
-    write_summary(tmp_path, {"steps": 3})
-    JsonlTracker(tmp_path, resumed_step=3)
-    assert not (tmp_path / "summary.json").exists()
