@@ -19,9 +19,10 @@ from typing import Any
 
 from cispo.errors import DataError
 from launch.accuracy_chart import accuracy_svg
+from launch.local_run import LocalRun
 from launch.report_run import ReportRun, accuracy_curves, readable
 from launch.run_files import read_jsonl, write_atomically
-from launch.runs import LocalRun, differing_settings, results
+from launch.runs import differing_settings, results
 
 MAX_RUNS = 8
 """As many as there are colours that can be told apart."""

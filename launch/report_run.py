@@ -12,9 +12,9 @@ from typing import Any, Self
 
 from cispo.errors import DataError
 from launch.accuracy_chart import Curve
+from launch.local_run import LocalRun
 from launch.report_traces import Traces, read_traces
 from launch.run_files import json_ready, read_jsonl_leniently
-from launch.runs import LocalRun
 
 Record = dict[str, Any]
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cispo.errors import DataError
-from launch.run_files import read_metrics
-from launch.run_folder import is_driven
-from launch.summary import accuracies
+from cispo.errors import ConfigError
+from configs.strict import nearest
+from launch.local_run import LocalRun, find_runs
+from launch.run_files import json_ready
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,88 +22,52 @@ if TYPE_CHECKING:
 MISSING = "–"
 NOT_SETTINGS = ("name", "runs_folder")
 """Keys that always differ and say nothing."""
+BARS = "▁▂▃▄▅▆▇█"
+SPARKS = 12
+"""Characters of a small curve."""
+SORTS: Mapping[str, Callable[[LocalRun], Any]] = {
+    "change": lambda run: run.last_change,
+    "name": lambda run: run.folder.name,
+    "step": lambda run: run.step,
+    "sampled": lambda run: _last_accuracy(run, "sampled"),
+    "greedy": lambda run: _last_accuracy(run, "greedy"),
+}
+"""What the list can be ordered by, besides any metric."""
 
 
 @dataclass(frozen=True)
-class LocalRun:
-    """A run as its folder shows it, whether it is over or not."""
+class Choice:
+    """Which runs of a folder are shown, and in which order.
 
-    folder: Path
+    Attributes:
+        where: settings that a run must have, as `key=value`.
+        sort: one of SORTS, or a metric of metrics.jsonl, by its last value.
+        limit: how many at most; 0 is all.
+    """
 
-    @property
-    def is_one(self) -> bool:
-        """There is something of a run in the folder."""
-        return any((self.folder / name).exists() for name in ("config.yaml", "metrics.jsonl", "rollouts"))
-
-    @cached_property
-    def settings(self) -> Mapping[str, Any]:
-        """The configuration by dotted key."""
-        import yaml
-
-        text = (self.folder / "config.yaml").read_text(encoding="utf-8")
-        try:
-            return dict(_flat(yaml.safe_load(text) or {}))
-        except (yaml.YAMLError, AttributeError) as error:
-            raise DataError(f"{self.folder / 'config.yaml'} is not a configuration ({error}).") from error
-
-    @cached_property
-    def lines(self) -> Sequence[Mapping[str, Any]]:
-        """Those of metrics.jsonl."""
-        return read_metrics(self.folder)
-
-    @property
-    def step(self) -> int:
-        """The last one that was logged."""
-        return int(self.lines[-1]["step"]) if self.lines else 0
-
-    @property
-    def state(self) -> str:
-        """ "running", "finished" or "stopped"."""
-        if is_driven(self.folder):
-            return "running"
-        return "finished" if (self.folder / "summary.json").exists() else "stopped"
-
-    @property
-    def last_change(self) -> float:
-        """Seconds since 1970."""
-        metrics, config = self.folder / "metrics.jsonl", self.folder / "config.yaml"
-        return (metrics if metrics.exists() else config).stat().st_mtime
-
-    def accuracy(self, kind: str) -> tuple[float, float] | None:
-        """(first, last) held-out accuracy over all tasks; `kind` is "sampled" or "greedy"."""
-        found = [a[kind] for line in self.lines if (a := accuracies(line))[kind]]
-        overall = [by_task.get("all", sum(by_task.values()) / len(by_task)) for by_task in found]
-        return (overall[0], overall[-1]) if overall else None
-
-    def last(self, metric: str) -> float | None:
-        """Its last value."""
-        return next((line[metric] for line in reversed(self.lines) if line.get(metric) is not None), None)
-
-    def total(self, metric: str) -> float:
-        """Its sum over all steps."""
-        return float(sum(line.get(metric) or 0 for line in self.lines))
+    where: Sequence[str] = field(default_factory=list)
+    sort: str = "change"
+    limit: int = 0
 
 
-def find_runs(folder: Path) -> list[LocalRun]:
-    """The runs in a folder, changed last first. Raises DataError if there is none."""
-    runs = [LocalRun(path.parent) for path in folder.glob("*/config.yaml")]
-    if not runs:
-        raise DataError(
-            f"{folder} holds no run, which is a folder with a config.yaml; name the folder that has them, e.g. "
-            f"cispo runs path/to/runs."
-        )
-    return sorted(runs, key=lambda run: -run.last_change)
+def show(folders: Sequence[Path], choice: Choice | None = None, *, as_json: bool = False) -> None:
+    """Print runs side by side, or one table of those below the folders; nothing of none.
+
+    Raises DataError if a folder holds no run, ConfigError if `choice` names what no run has.
+    """
+    choice = choice or Choice()
+    named = all((folder / "config.yaml").is_file() for folder in folders)
+    runs = chosen([run for folder in folders for run in _runs_of(folder)], choice, keep_order=named)
+    if as_json:
+        print(json.dumps([facts(run) for run in runs], indent=2, allow_nan=False))
+        return
+    tables = side_by_side(runs) if named and len(runs) > 1 else [overview(runs)] if runs else []
+    _print(tables)
 
 
-def show(folders: Sequence[Path]) -> None:
-    """Print runs side by side, or one table of those below the folders; nothing of none."""
+def _print(tables: Sequence[Table]) -> None:
     from rich.console import Console
 
-    if all((folder / "config.yaml").is_file() for folder in folders):
-        runs = [LocalRun(folder) for folder in folders]
-        tables = side_by_side(runs) if len(runs) > 1 else [overview(runs)] if runs else []
-    else:
-        tables = [overview([run for folder in folders for run in _runs_of(folder)])]
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     for table in tables:
         console.print(table)
@@ -113,9 +77,76 @@ def _runs_of(folder: Path) -> list[LocalRun]:
     return [LocalRun(folder)] if (folder / "config.yaml").is_file() else find_runs(folder)
 
 
+def chosen(runs: Sequence[LocalRun], choice: Choice, *, keep_order: bool = False) -> list[LocalRun]:
+    """Those that are asked for, in order: the largest first, names from a to z; `keep_order` is that of `runs`."""
+    for condition in choice.where:
+        runs = [run for run in runs if _has(run, condition, runs)]
+    if keep_order and choice.sort == Choice.sort:
+        ordered = list(runs)
+    else:
+        key = SORTS.get(choice.sort) or _last_value(choice.sort, runs)
+        ordered = sorted(runs, key=key, reverse=choice.sort != "name")
+    return ordered[: choice.limit or None]
+
+
+def _has(run: LocalRun, condition: str, runs: Sequence[LocalRun]) -> bool:
+    key, equals, value = condition.partition("=")
+    known = sorted({key for run in runs for key in run.settings})
+    if not equals or key not in known:
+        raise ConfigError(
+            f"--where {condition}: a condition is key=value of a setting of these runs; {nearest(key, known)}"
+        )
+    here = run.settings.get(key)
+    return value in (str(here), json.dumps(here, default=str)) or _same_number(here, value)
+
+
+def _same_number(here: Any, value: str) -> bool:
+    try:
+        return not isinstance(here, bool) and float(here) == float(value)
+    except (TypeError, ValueError):
+        return False
+
+
+def _last_value(metric: str, runs: Sequence[LocalRun]) -> Callable[[LocalRun], float]:
+    known = sorted({name for run in runs for line in run.lines for name in line})
+    if metric not in known:
+        raise ConfigError(f"--sort {metric}: no run has such a metric; {nearest(metric, [*SORTS, *known])}")
+    return lambda run: _or_last(run.last(metric))
+
+
+def _last_accuracy(run: LocalRun, kind: str) -> float:
+    found = run.accuracy(kind)
+    return _or_last(found[1] if found else None)
+
+
+def _or_last(value: float | None) -> float:
+    """A run without the value stands below all others."""
+    return -math.inf if value is None else value
+
+
+def facts(run: LocalRun) -> dict[str, Any]:
+    """All that is known of one run, for programs."""
+    accuracy = {kind: run.accuracy(kind) for kind in ("sampled", "greedy")}
+    return json_ready(
+        {
+            "name": run.folder.name,
+            "folder": str(run.folder),
+            "state": run.state,
+            "step": run.step,
+            "code": run.code,
+            "last_change": run.last_change,
+            "accuracy": {
+                kind: dict(zip(("first", "last"), found, strict=True)) for kind, found in accuracy.items() if found
+            },
+            "metrics": {name: run.last(name) for name in sorted({name for line in run.lines for name in line})},
+            "settings": run.settings,
+        }
+    )
+
+
 def overview(runs: Sequence[LocalRun]) -> Table:
     """One line for each."""
-    table = _table("run", "state", "step", "sampled", "greedy", "reward", "s per step", "last change")
+    table = _table("run", "state", "step", "sampled", "greedy", "reward", "", "s per step", "code", "last change")
     for run in runs:
         table.add_row(
             run.folder.name,
@@ -124,10 +155,29 @@ def overview(runs: Sequence[LocalRun]) -> Table:
             _from_to(run.accuracy("sampled")),
             _from_to(run.accuracy("greedy")),
             _number(run.last("reward/mean")),
+            sparkline(run.course("reward/mean")),
             _number(run.last("perf/step_seconds")),
+            run.code or MISSING,
             _ago(time.time() - run.last_change),
         )
     return table
+
+
+def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
+    """A curve of `width` characters at most, each the mean of an equal share of the values; "" of fewer than two."""
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) < 2:
+        return ""
+    means = list(_shares(finite, min(width, len(finite))))
+    low, high = min(means), max(means)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((mean - low) * scale)] for mean in means)
+
+
+def _shares(values: Sequence[float], number: int) -> Iterator[float]:
+    for share in range(number):
+        part = values[share * len(values) // number : (share + 1) * len(values) // number]
+        yield sum(part) / len(part)
 
 
 def differing_settings(runs: Sequence[LocalRun]) -> dict[str, list[str]]:
@@ -141,6 +191,7 @@ def differing_settings(runs: Sequence[LocalRun]) -> dict[str, list[str]]:
 def results(runs: Sequence[LocalRun]) -> dict[str, list[str]]:
     """What each run came to, as text by the name of the result."""
     rows = {
+        "code": [run.code or MISSING for run in runs],
         "state": [run.state for run in runs],
         "step": [str(run.step) for run in runs],
         "sampled accuracy": [_from_to(run.accuracy("sampled")) for run in runs],
@@ -173,15 +224,6 @@ def _table(*columns: str) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, no_wrap=number == 0, overflow="fold")
     return table
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, value) of everything that is not a mapping itself."""
-    pairs: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        pairs += _flat(value, f"{name}.") if isinstance(value, Mapping) and value else [(name, value)]
-    return pairs
 
 
 def _from_to(values: tuple[float, float] | None) -> str:

@@ -1,10 +1,12 @@
-"""`cispo train` beyond one run, `cispo plan`, and what they share: options that print or plan instead of training."""
+"""`cispo train`, `cispo plan` and `cispo sft`, and what they share: options that print or plan instead of training."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.config_tree import groups_help
@@ -33,7 +35,21 @@ def _is_setting_or_option(word: str | None) -> bool:
     return word is None or "=" in word or word.startswith("-")
 
 
-def add_train_options(train: argparse.ArgumentParser) -> None:
+def add_train_commands(commands: Any, overrides_help: str) -> None:
+    """Add `train`, `plan` and `sft` to those of `cispo`."""
+    train = commands.add_parser("train", help="cold start and RL; with no override, the embedded default")
+    train.add_argument("--resume", metavar="RUN", type=Path, help="go on with runs/<name> from its newest checkpoint")
+    _add_train_options(train)
+    train.add_argument("overrides", nargs="*", metavar="key=value", help=overrides_help)
+    train.set_defaults(run=run_train)
+    _add_plan(commands, overrides_help)
+
+    sft = commands.add_parser("sft", help="the cold start alone; exports the policy")
+    sft.add_argument("overrides", nargs="*", metavar="key=value", help=overrides_help)
+    sft.set_defaults(run=run_sft)
+
+
+def _add_train_options(train: argparse.ArgumentParser) -> None:
     """What `cispo train` may do instead of one run."""
     train.add_argument("--cfg", choices=CFG_WORDS, help="print the resolved configuration (job, if left out) and stop")
     train.add_argument("--package", metavar="KEY", default="", help="of --cfg: this part of it alone, e.g. learner")
@@ -43,8 +59,7 @@ def add_train_options(train: argparse.ArgumentParser) -> None:
     _show_groups(train)
 
 
-def add_plan(commands: Any, overrides_help: str) -> None:
-    """`cispo plan`."""
+def _add_plan(commands: Any, overrides_help: str) -> None:
     plan = commands.add_parser("plan", help="what a run would do and need, by arithmetic; starts nothing")
     plan.add_argument("overrides", nargs="*", metavar="key=value", help=overrides_help)
     plan.set_defaults(run=run_plan)
@@ -53,6 +68,44 @@ def add_plan(commands: Any, overrides_help: str) -> None:
 
 def _show_groups(command: argparse.ArgumentParser) -> None:
     command.epilog, command.formatter_class = groups_help(), argparse.RawDescriptionHelpFormatter
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """`cispo train`."""
+    check_together(options)
+    if options.multirun:
+        return run_multirun(options)
+    from launch.compose import compose, load_config
+    from launch.run_folder import with_free_name
+    from launch.train import run_training
+
+    if options.resume:
+        config = load_config(options.resume / "config.yaml", options.overrides)
+        if (Path(config.runs_folder) / config.name).absolute() != options.resume.absolute():
+            # The folder may have been moved or renamed since: where it is now counts.
+            config = dataclasses.replace(
+                config, name=options.resume.absolute().name, runs_folder=str(options.resume.absolute().parent)
+            )
+    else:
+        config = with_free_name(compose(options.overrides), options.overrides)
+    if options.cfg:
+        print_config(config, options.package)
+        return 0
+    folder = run_training(config, resume=bool(options.resume))
+    print_whereabouts(folder)
+    return 0
+
+
+def run_sft(options: argparse.Namespace) -> int:
+    """`cispo sft`."""
+    from launch.compose import compose
+    from launch.run_folder import with_free_name
+    from launch.train import run_training
+
+    config = with_free_name(compose(options.overrides), options.overrides)
+    folder = run_training(config, sft_only=True)
+    print(f"cold start done; the policy is in {folder / 'export'}")
+    return 0
 
 
 def check_together(options: argparse.Namespace) -> None:
@@ -103,3 +156,18 @@ def run_plan(options: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(table(plan))
     return 0
+
+
+def print_whereabouts(folder: Path) -> None:
+    """Where a finished run's files are, and the figures that matter."""
+    import json
+
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    first, last = summary["eval"]["first"], summary["eval"]["last"]
+    for kind in ("sampled", "greedy"):
+        for task, value in last.get(kind, {}).items():
+            print(f"  {kind:<8} {task:<10} {first[kind].get(task, float('nan')):.3f} -> {value:.3f}")
+    print(f"  {summary['seconds']['total']:.0f} s, {summary['tokens']['generated']} tokens sampled for training")
+    files = {"report": "report.html", "summary": "summary.json", "policy": "export", "metrics": "metrics.jsonl"}
+    for what, name in files.items():
+        print(f"  {what:<8} {folder / name}")
