@@ -27,6 +27,11 @@ NEXT_TO_NO_CPU = 0.001
 Ray would choose a node by chance, whatever the strategy says.
 """
 
+AS_INHERITED = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+"""Ray before 2.60 otherwise empties CUDA_VISIBLE_DEVICES of actors that reserve no GPU. Every process that starts Ray
+sets it, because actors have the environment of their node.
+"""
+
 
 class Handle(Protocol):
     """A remote object."""

@@ -5,6 +5,7 @@ A line that began and has none that ended, while nobody drives the run, is a pro
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import time
@@ -45,7 +46,7 @@ def code_version() -> dict[str, Any]:
 
 @contextmanager
 def attempt(folder: Path, step: int) -> Iterator[None]:
-    """Write both lines around what runs inside, and code.diff if the code is not that of its commit.
+    """Write both lines around what runs inside, and the difference to the code's commit if there is one.
 
     Args:
         folder: of the run.
@@ -54,11 +55,7 @@ def attempt(folder: Path, step: int) -> Iterator[None]:
     import socket
 
     path = folder / "attempts.jsonl"
-    code = code_version()
-    if code["is_changed"]:
-        diff = _git(Path(__file__).parents[1], "diff", "HEAD") or ""
-        kept = diff if len(diff.encode()) <= MAX_DIFF_BYTES else f"{len(diff.encode())} bytes of changes, not kept\n"
-        write_atomically(folder / "code.diff", kept)
+    code = code_version() | ({"diff": _keep_diff(folder)} if code_version()["is_changed"] else {})
     begun = {"begun": time.time(), "from_step": step, "host": socket.gethostname(), "command": sys.argv, "code": code}
     _append(path, begun)
     try:
@@ -68,6 +65,19 @@ def attempt(folder: Path, step: int) -> Iterator[None]:
         _append(path, {"ended": time.time(), "state": state, "error": f"{type(error).__name__}: {error}"[:2000]})
         raise
     _append(path, {"ended": time.time(), "state": "finished"})
+
+
+def _keep_diff(folder: Path) -> str:
+    """Write code-<hash>.diff, which attempts with the same changes share; its name."""
+    root = Path(__file__).parents[1]
+    diff = _git(root, "diff", "HEAD") or ""
+    if len(diff.encode()) > MAX_DIFF_BYTES:
+        diff = f"{len(diff.encode())} bytes of changes, not kept\n"
+    unknown = _git(root, "ls-files", "--others", "--exclude-standard") or ""
+    text = "".join(f"# not in git: {name}\n" for name in unknown.splitlines()) + diff
+    name = f"code-{hashlib.sha256(text.encode()).hexdigest()[:12]}.diff"
+    write_atomically(folder / name, text)
+    return name
 
 
 def read_attempts(folder: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from cispo.errors import CispoError, DeadlineExceeded, WorkerDied
 from configs.fleet import ClusterConfig
-from launch.actors import Handle, InlineHandle, RayHandle
+from launch.actors import AS_INHERITED, Handle, InlineHandle, RayHandle
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +78,10 @@ def wait_until_started(handles: list[Handle], seconds: float) -> None:
 
 def _start_ray(config: ClusterConfig) -> bool:
     """Start Ray on this machine, or join a cluster; False if this process had done so already, whose it then stays."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in ({"RAY_USAGE_STATS_ENABLED": "0"} | AS_INHERITED).items():
+        os.environ.setdefault(name, value)
     if config.kind == "local":
         lock_ray()
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     is_ours = not ray.is_initialized()

@@ -27,6 +27,7 @@ from pathlib import Path
 from types import FrameType
 
 from cispo.errors import CispoError, DeadlineExceeded
+from launch.actors import AS_INHERITED
 from launch.run_files import write_atomically
 
 ADDRESS = "address"
@@ -95,7 +96,7 @@ def run_node(options: argparse.Namespace) -> int:
             address = own_address(options.interface, "", towards=head)
             command += [f"--address={head}"]
         command += [f"--node-ip-address={address}"]
-        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"} | AS_INHERITED
         environment.pop("RAY_ADDRESS", None)  # somebody else's cluster
         process = stack.enter_context(ended(subprocess.Popen(command, env=environment, start_new_session=True)))
         if options.what == "head":

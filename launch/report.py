@@ -84,10 +84,17 @@ def default_output(run_folders: Sequence[Path]) -> Path:
 
 
 def run_labels(run_folders: Sequence[Path]) -> list[str]:
-    """A name for each run: its folder's, with the folder above where two are called the same."""
+    """A name for each run: its folder's, with as many of the folders above as tell it from the others."""
     paths = [folder.resolve() for folder in run_folders]
-    names = [path.name for path in paths]
-    return [readable(f"{path.parent.name}/{path.name}" if names.count(path.name) > 1 else path.name) for path in paths]
+    return [readable(_shortest_name(path, [other for other in paths if other != path])) for path in paths]
+
+
+def _shortest_name(path: Path, others: Sequence[Path]) -> str:
+    for length in range(1, len(path.parts)):
+        end = path.parts[-length:]
+        if not any(other.parts[-length:] == end for other in others):
+            break
+    return "/".join(end)
 
 
 def comparison(runs: Sequence[ReportRun]) -> dict[str, list[list[str]]] | None:

@@ -52,7 +52,7 @@ def render(config: RunConfig, tasks: Sequence[Task], *, name: str, script: Path,
         f"# Made by: cispo launch slurm. To run it again as it is: sbatch {shlex.quote(str(script))}",
     ]
     lines += [f"#SBATCH {word}" for word in directives(config.slurm, len(tasks), name, script, max_parallel)]
-    lines += ["", *settings(config), "", *EARLY, *_setup(config.slurm), "", *_runs(tasks), "", ""]
+    lines += ["", *settings(config, tasks), "", *EARLY, *_setup(config.slurm), "", *_runs(tasks), "", ""]
     return "\n".join(lines) + BODY.read_text(encoding="utf-8")
 
 
@@ -82,7 +82,7 @@ def directives(slurm: SlurmConfig, num_tasks: int, name: str, script: Path, max_
     return [*words, "--open-mode=append", "--requeue", *slurm.options]
 
 
-def settings(config: RunConfig) -> list[str]:
+def settings(config: RunConfig, tasks: Sequence[Task]) -> list[str]:
     """The variables that slurm_job.sh reads."""
     slurm = config.slurm
     python = slurm.python or (sys.executable if slurm.container == "none" else "python3")
@@ -96,7 +96,7 @@ def settings(config: RunConfig) -> list[str]:
     step = [f"--cpus-per-task={slurm.cpus_per_task}"]
     if slurm.gpus_per_node:
         step.append(f"--gpus-per-node={slurm.gpus_per_node}")
-    step_container, command = container(config)
+    step_container, command = container(config.slurm, tasks)
     network = [f"export {name}={_word(slurm.interface)}" for name in SOCKETS if slurm.interface]
     return [
         f"python={_word(python)}",
@@ -111,10 +111,9 @@ def settings(config: RunConfig) -> list[str]:
     ]
 
 
-def container(config: RunConfig) -> tuple[list[str], list[str]]:
+def container(slurm: SlurmConfig, tasks: Sequence[Task]) -> tuple[list[str], list[str]]:
     """(options of srun, words before a command) that bring a process into the container."""
-    slurm = config.slurm
-    folders = dict.fromkeys([str(Path.cwd()), str(Path(config.runs_folder).absolute())])
+    folders = dict.fromkeys([str(Path.cwd()), *(str(task.folder.parent) for task in tasks)])
     mounts = [mount if ":" in mount else f"{mount}:{mount}" for mount in [*folders, *slurm.mounts]]
     if slurm.container == "pyxis":
         shown = [f"--container-image={slurm.image}", f"--container-mounts={','.join(mounts)}"]

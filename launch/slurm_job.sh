@@ -21,6 +21,8 @@ unset RAY_ADDRESS                                      # a cluster of somebody e
 unset RAY_AUTH_TOKEN
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$logs/token
 (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
+# A job that is submitted anew, by whatever way, has all its starts before it.
+if ((${SLURM_RESTART_COUNT:-0} == 0)); then rm -f "$run/launch/starts" 2>/dev/null; fi
 if [[ ! -s $RAY_AUTH_TOKEN_PATH ]]; then say "$RAY_AUTH_TOKEN_PATH cannot be written; nothing is tried again"; exit 1; fi
 
 newest_checkpoint() {

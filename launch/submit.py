@@ -62,11 +62,8 @@ def plan_run(overrides: Sequence[str], cluster: SlurmCluster | None, *, resume: 
     if resume is None:
         check_new(folder, "slurm")
     script = folder / "launch" / "job.sbatch"
-    if resume is None and script.exists():
-        raise ConfigError(
-            f"{script} was submitted already, and its job may still wait in the queue (squeue --me); cancel it and "
-            f"delete {folder}, or give this run another name (name=...)."
-        )
+    if resume is None:
+        _check_not_submitted(script)
     if is_driven(folder):
         raise ConfigError(f"{folder} is in use by another cispo process; wait for it or end it.")
     task = Task(folder, tuple(_begin(overrides, folder)), ("cluster.kind=ray", *(overrides if resume else ())))
@@ -93,8 +90,18 @@ def plan_sweep(overrides: Sequence[str], cluster: SlurmCluster | None) -> Plan:
     taken = [str(folder) for folder in folders if (folder / "config.yaml").exists()]
     if taken:
         raise ConfigError(f"{', '.join(taken)} hold runs already; give this sweep another name (name=...).")
+    script = sweep / "launch" / "job.sbatch"
+    _check_not_submitted(script)
     tasks = [Task(f, tuple(_begin(job, f)), ("cluster.kind=ray",)) for f, job in zip(folders, jobs, strict=True)]
-    return Plan(config, tuple(tasks), config.name, sweep / "launch" / "job.sbatch")
+    return Plan(config, tuple(tasks), config.name, script)
+
+
+def _check_not_submitted(script: Path) -> None:
+    if script.exists():
+        raise ConfigError(
+            f"{script} was submitted already, and its job may still wait in the queue (squeue --me); cancel it and "
+            f"delete {script.parents[1]}, or choose another name (name=...)."
+        )
 
 
 def submit(plan: Plan, max_parallel: int = 0) -> str:
@@ -102,7 +109,6 @@ def submit(plan: Plan, max_parallel: int = 0) -> str:
     if not shutil.which("sbatch"):
         raise CispoError("sbatch is not on this machine; log in to one of the cluster, or look with --dry-run.")
     plan.script.parent.mkdir(parents=True, exist_ok=True)
-    (plan.script.parent / "starts").unlink(missing_ok=True)
     write_atomically(plan.script, plan.text(max_parallel))
     try:
         done = subprocess.run(

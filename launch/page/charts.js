@@ -9,10 +9,17 @@ const DASHES = ["solid", "dash", "longdashdot", "dashdot"]; // dotted is the sec
 
 const names = (run, pattern) => Object.keys(run.metrics).filter((name) => pattern.test(name));
 
+// What is logged now and then is drawn through; of what nearly every step logs, a hole is a value that was no number.
+const MOSTLY = 0.8;
+function drawn(values) {
+  const all = values.map((_, i) => i), known = all.filter((i) => values[i] != null);
+  return known.length > MOSTLY * all.length ? all : known;
+}
+
 function line(run, name, { label = name, dash, line: style, ...rest } = {}) {
   const values = run.metrics[name];
   if (!values || values.every((value) => value == null)) return null;
-  const logged = run.metrics.step.map((_, i) => i).filter((i) => values[i] != null);
+  const logged = drawn(values);
   return {
     type: "scatter", mode: logged.length === 1 ? "markers" : "lines",
     x: logged.map((i) => run.metrics.step[i]), y: logged.map((i) => values[i]),

@@ -26,8 +26,9 @@ def told(capsys):
 
 
 def content(folder):
-    """Every file below a folder, byte for byte, but the log of who drove the run."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "attempts.jsonl")
+    """Every file below a folder, byte for byte, but the log of who drove the run, with which changes."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in files if path.name != "attempts.jsonl" and not path.match("code-*.diff")]
     return {path.relative_to(folder): path.read_bytes() for path in files}
 
 

@@ -252,6 +252,7 @@ def test_several_runs_go_beside_the_first_unless_told_otherwise(run_folder, tmp_
     assert (tmp_path / "new" / "page.html").exists()
     assert default_output([Path("runs/a")]) == Path("runs/a/report.html")
     assert run_labels([Path("x/a"), Path("y/a"), Path("b")]) == ["x/a", "y/a", "b"]
+    assert run_labels([Path("x/s/a"), Path("y/s/a"), Path("y/s/b")]) == ["x/s/a", "y/s/a", "b"]
 
 
 def test_runs_that_cannot_be_compared_are_refused(run_folder, tmp_path, capsys):

@@ -48,11 +48,18 @@ def end(tmp_path):
 def test_it_goes_back_into_the_queue_so_many_times_without_a_new_checkpoint(end):
     limit = SlurmConfig().max_restarts
     for number in range(1, limit + 1):
-        status, said, calls = end("go_on_later")
+        status, said, calls = end("go_on_later", SLURM_RESTART_COUNT=str(number - 1))
         assert status == 75 and f"start {number} of {limit + 1}" in said
         assert calls.count("requeue 7") == number
-    status, said, calls = end("go_on_later")
+    status, said, calls = end("go_on_later", SLURM_RESTART_COUNT=str(limit))
     assert status == 1 and "does not go back into the queue" in said and calls.count("requeue 7") == limit
+
+
+def test_a_job_that_is_submitted_anew_by_hand_has_all_its_starts(end, tmp_path):
+    (tmp_path / "run" / "launch").mkdir(parents=True)
+    (tmp_path / "run" / "launch" / "starts").write_text(f"none {SlurmConfig().max_restarts}\n")
+    status, said, _ = end("go_on_later")
+    assert status == 75 and "(start 1 of" in said
 
 
 def test_a_task_of_an_array_puts_itself_back_and_not_all_of_them(end):

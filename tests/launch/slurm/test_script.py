@@ -9,6 +9,7 @@ import pytest
 
 from configs.slurm import SlurmConfig, megabytes_of, seconds_of
 from launch.cli import main
+from launch.compose import compose, save_config
 from launch.slurm import BODY
 from launch.slurm_limits import Node, Partition, SlurmCluster
 
@@ -131,6 +132,16 @@ def test_containers(script):
     assert variable(apptainer, "python") == ["/opt/python"]
 
 
+def test_a_moved_run_is_seen_in_its_container_where_it_is_now(no_slurm, capsys, tmp_path):
+    moved = tmp_path / "elsewhere" / "mine"
+    moved.mkdir(parents=True)
+    save_config(compose(["cluster=ray", f"runs_folder={tmp_path}/old", "name=mine"]), moved / "config.yaml")
+    within = ("slurm.container=apptainer", "slurm.image=/images/x.sif")
+    assert main(["launch", "slurm", "--dry-run", "--resume", str(moved), *within]) == 0
+    (bound,) = [word for word in variable(capsys.readouterr().out, "container") if word.startswith("--bind")]
+    assert f"{moved.parent}:{moved.parent}" in bound
+
+
 def test_a_sweep_is_one_array_whose_tasks_have_runs_of_their_own(script, tmp_path):
     text = script("-m", "learner.lr=1e-4,3e-4", "seed=1,2", "--max-parallel=2")
     assert "#SBATCH --array=0-3%2" in text and "slurm-%A_%a.log" in text
@@ -233,6 +244,7 @@ def test_a_run_that_was_submitted_and_has_not_begun_is_not_submitted_again(refus
     (tmp_path / "mine" / "launch").mkdir(parents=True)
     (tmp_path / "mine" / "launch" / "job.sbatch").touch()
     assert "was submitted already, and its job may still wait in the queue" in refused()
+    assert "was submitted already, and its job may still wait in the queue" in refused("-m", "seed=1,2")
 
 
 def test_a_run_that_is_there_is_not_begun_again(refused, tmp_path):
