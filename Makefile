@@ -64,6 +64,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/async.py
 	$(BIN)/python benchmarks/stale_states.py
 	$(BIN)/python benchmarks/weight_sync.py
+	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/faults.py
 
 clean:
