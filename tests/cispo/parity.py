@@ -183,8 +183,20 @@ def assert_agree(found, wanted, tolerance=1e-5):
         np.testing.assert_allclose(logp_T, expected_T, rtol=tolerance, atol=tolerance)
     assert found.weights.keys() == wanted.weights.keys()
     for name, weight in wanted.weights.items():
-        error = np.abs(found.weights[name].astype(np.float64) - weight).max()
-        assert error <= tolerance * np.abs(weight).max(), (name, error)
+        error = np.abs(found.weights[name].astype(np.float64) - weight)
+        if is_bfloat16(weight):  # a rounding of the float32 master may tip a number to its neighbour, which is rare
+            error = np.where(error <= NEIGHBOUR * np.abs(weight), 0, error)
+            assert (found.weights[name] != weight).mean() <= MAX_TIPPED, name
+        assert error.max() <= tolerance * np.abs(weight).max(), (name, error.max())
+
+
+NEIGHBOUR, MAX_TIPPED = 2.0**-7, 0.005
+"""How far two numbers next to each other in bfloat16 are apart at most, relative; the share that may be so."""
+
+
+def is_bfloat16(weight):
+    """Every number of a float32 array is one of bfloat16."""
+    return not (weight.view(np.uint32) & 0xFFFF).any()
 
 
 def on_ranks(num_ranks, work, folder, *arguments):

@@ -190,7 +190,8 @@ def test_the_next_update_is_the_same_under_any_layout(found, name):
         wanted, between = rank["states"]["written"], rank["states"]["between"]
         for weight, tensor in rank["states"][name].items():
             assert not torch.equal(wanted[weight], between[weight])
-            torch.testing.assert_close(tensor, wanted[weight], rtol=1e-5, atol=1e-7, msg=weight)
+            error = (tensor - wanted[weight]).abs().max() / wanted[weight].abs().max()
+            assert error < 1e-6, (weight, error)
 
 
 def test_gathered_logits_are_those_of_one_process(found):
