@@ -1,8 +1,4 @@
-"""What a run will do, from its configuration: the table of `cispo plan`, and the first lines of every run.
-
-    explain(config, facts)     a Plan: sections of (what, how much), and warnings of what is legal and useless
-    lines(plan)                as plain text, for the log and runs/<name>/plan.txt
-    table(plan)                for a terminal
+"""What a run will do, from its configuration: sections of (what, how much), and warnings of what is legal and useless.
 
 Token counts are upper bounds: every trajectory is taken to be as long as it may be.
 """
@@ -10,19 +6,17 @@ Token counts are upper bounds: every trajectory is taken to be as long as it may
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from cispo.schedule import Schedule, value_at
 from configs.schema import RunConfig
 from launch.estimate import checkpoint_bytes, export_bytes, learner_memory, worker_memory
+from launch.plan import Plan
+from launch.plan_words import count, num_due, schedule_text, short, size
 from launch.useless import useless
 from model.config import HybridConfig
 from model.sizes import active_parameters, model_parameters
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Pairs = Iterator[tuple[str, str]]
 
@@ -42,14 +36,6 @@ class Facts:
     num_held_out: int = 0
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Sections of (what, how much) by title, and warnings."""
-
-    sections: Mapping[str, Sequence[tuple[str, str]]]
-    warnings: Sequence[str]
-
-
 def explain(config: RunConfig, facts: Facts) -> Plan:
     """What the settings mean together. Pure arithmetic; the configuration must have passed its checks."""
     sections = {
@@ -60,34 +46,6 @@ def explain(config: RunConfig, facts: Facts) -> Plan:
         "the run": _run(config, facts),
     }
     return Plan({title: list(pairs) for title, pairs in sections.items()}, useless(config, facts.shape))
-
-
-def lines(plan: Plan) -> list[str]:
-    """The plan as text, a line for each pair and each warning."""
-    width = max(len(what) for pairs in plan.sections.values() for what, _ in pairs)
-    told = []
-    for title, pairs in plan.sections.items():
-        told += [title, *(f"  {what:<{width}}  {how_much}" for what, how_much in pairs)]
-    return [*told, *(f"warning: {warning}" for warning in plan.warnings)]
-
-
-def table(plan: Plan) -> Table:
-    """The plan for a terminal."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
-    shown.add_column(no_wrap=True)
-    shown.add_column(no_wrap=True)
-    shown.add_column(overflow="fold")
-    for title, pairs in plan.sections.items():
-        for number, (what, how_much) in enumerate(pairs):
-            shown.add_row(Text("" if number else title, style="bold"), Text(what), Text(how_much))
-        shown.add_section()
-    for warning in plan.warnings:
-        shown.add_row(Text("warning", style="bold yellow"), "", Text(warning, style="yellow"))
-    return shown
 
 
 def _step(config: RunConfig) -> Pairs:
@@ -296,39 +254,5 @@ def _data(config: RunConfig, facts: Facts, prompts: int) -> Pairs:
         yield f"prompts of {name}", f"{share:.0%} of draws; {many}"
 
 
-def count(number: int, noun: str) -> str:
-    """1 shard, 2 shards."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def num_due(every: int, steps: int) -> int:
-    """How often something happens that happens before the first step, after the last, and `every` so many."""
-    return 1 + len({steps, *range(every, steps + 1, every)} - {0}) if every else 1 + (steps > 0)
-
-
-def schedule_text(schedule: Schedule) -> str:
-    """A number, or the knots with arrows: 0 (step 0) -> 5e-07 (step 100)."""
-    if isinstance(schedule, int | float):
-        return f"{schedule:g}"
-    return " -> ".join(f"{value:g} (step {step:g})" for step, value in schedule)
-
-
 def _values(schedule: Schedule) -> list[float]:
     return [float(schedule)] if isinstance(schedule, int | float) else [value for _, value in schedule]
-
-
-def short(number: float) -> str:
-    """A count with three digits: 1.05M."""
-    return _scaled(number, ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")), "")
-
-
-def size(num_bytes: float) -> str:
-    """Bytes, decimal: 19.9 GB."""
-    return _scaled(num_bytes, ((1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB")), " B")
-
-
-def _scaled(number: float, units: Sequence[tuple[float, str]], plain: str) -> str:
-    for unit, name in units:
-        if number >= unit:
-            return f"{number / unit:.3g}{name}"
-    return f"{number:.4g}{plain}"

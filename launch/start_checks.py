@@ -15,8 +15,9 @@ from cispo.learner.backends import check_installed
 from configs.schema import RunConfig
 from launch import build
 from launch.build import Data
-from launch.explain import Facts, Plan, explain
+from launch.explain import Facts, explain
 from launch.messages import is_message
+from launch.plan import Plan
 from launch.wandb_mode import wandb_mode
 from model.layout_faults import check_layout
 from rewards.custom import CustomReward

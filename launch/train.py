@@ -25,9 +25,9 @@ from launch.actors import Handle
 from launch.attempts import attempt, code_version
 from launch.build import Data
 from launch.cluster import Place, cluster, wait_until_started
-from launch.explain import lines
 from launch.fleet_size import FleetSize, forget_wish, worker_name
 from launch.learner_ranks import LearnerDied, LearnerRanks, RankHost
+from launch.plan import lines
 from launch.report import write_report
 from launch.run_folder import check_folder, one_driver, resume_hint, saved_config
 from launch.sandbox_actors import SandboxActors, shared_sandboxes

@@ -149,7 +149,7 @@ def run_plan(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from launch.compose import compose
-    from launch.explain import table
+    from launch.plan import table
     from launch.start_checks import plan_here
 
     plan = plan_here(compose(options.overrides))

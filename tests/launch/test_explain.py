@@ -9,7 +9,9 @@ from cispo.learner.config import LearnerConfig
 from configs.schema import ModelConfig, RunConfig
 from launch.compose import compose
 from launch.estimate import checkpoint_bytes, export_bytes
-from launch.explain import Facts, explain, lines, num_due, schedule_text, short, size
+from launch.explain import Facts, explain
+from launch.plan import lines
+from launch.plan_words import num_due, schedule_text, short, size
 from launch.useless import useless
 from model import HybridConfig
 from model.layout import Layout
