@@ -62,7 +62,7 @@ class SlurmConfig:
         interface: network interface of the nodes that Ray is to use, e.g. ib0; "" is how a node reaches the first one.
         signal_seconds: before the time limit, when the run is told to save and go; longer than its longest step.
         start_seconds: how long nodes and Ray may take to come up.
-        max_restarts: starts in a row without a new checkpoint after which the job ends.
+        max_restarts: further starts in a row without a new checkpoint; then the job ends.
     """
 
     nodes: int = 1

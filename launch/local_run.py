@@ -17,9 +17,20 @@ from launch.summary import accuracies
 
 @dataclass(frozen=True)
 class LocalRun:
-    """A run as its folder shows it, whether it is over or not."""
+    """A run as its folder shows it, whether it is over or not.
+
+    Attributes:
+        folder: its own.
+        within: the folder that it was looked for in; None is the one that holds it.
+    """
 
     folder: Path
+    within: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """As in `runs/<name>`, of a run of a sweep `<sweep>/<run>`."""
+        return str(self.folder.relative_to(self.within)) if self.within else self.folder.name
 
     @property
     def is_one(self) -> bool:
@@ -87,8 +98,8 @@ class LocalRun:
 
 
 def find_runs(folder: Path) -> list[LocalRun]:
-    """The runs in a folder, changed last first. Raises DataError if there is none."""
-    runs = [LocalRun(path.parent) for path in folder.glob("*/config.yaml")]
+    """The runs in a folder and those of its sweeps, changed last first. Raises DataError if there is none."""
+    runs = [LocalRun(path.parent, folder) for depth in ("*", "*/*") for path in folder.glob(f"{depth}/config.yaml")]
     if not runs:
         raise DataError(
             f"{folder} holds no run, which is a folder with a config.yaml; name the folder that has them, e.g. "

@@ -27,7 +27,7 @@ SPARKS = 12
 """Characters of a small curve."""
 SORTS: Mapping[str, Callable[[LocalRun], Any]] = {
     "change": lambda run: run.last_change,
-    "name": lambda run: run.folder.name,
+    "name": lambda run: run.name,
     "step": lambda run: run.step,
     "sampled": lambda run: _last_accuracy(run, "sampled"),
     "greedy": lambda run: _last_accuracy(run, "greedy"),
@@ -129,7 +129,7 @@ def facts(run: LocalRun) -> dict[str, Any]:
     accuracy = {kind: run.accuracy(kind) for kind in ("sampled", "greedy")}
     return json_ready(
         {
-            "name": run.folder.name,
+            "name": run.name,
             "folder": str(run.folder),
             "state": run.state,
             "step": run.step,
@@ -149,7 +149,7 @@ def overview(runs: Sequence[LocalRun]) -> Table:
     table = _table("run", "state", "step", "sampled", "greedy", "reward", "", "s per step", "code", "last change")
     for run in runs:
         table.add_row(
-            run.folder.name,
+            run.name,
             run.state,
             f"{run.step} of {run.settings.get('steps', '?')}",
             _from_to(run.accuracy("sampled")),
@@ -206,7 +206,7 @@ def results(runs: Sequence[LocalRun]) -> dict[str, list[str]]:
 
 def side_by_side(runs: Sequence[LocalRun]) -> list[Table]:
     """The settings that differ between the runs, and what each came to."""
-    names = [run.folder.name for run in runs]
+    names = [run.name for run in runs]
     tables = []
     for title, rows in (("setting", differing_settings(runs)), ("result", results(runs))):
         table = _table(title, *names)

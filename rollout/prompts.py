@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -232,6 +232,19 @@ def task_words(config: TaskConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for task in tasks.values() for word in task.words()))
 
 
+FEW_HELD_OUT = 20
+"""Below so many, an accuracy says next to nothing."""
+
+
+def _held_out(rows: Sequence[Row], split: Split) -> tuple[Row, ...]:
+    """The rows of the split; of a file so small that it has none there, the prompt that stands nearest to it."""
+    held = tuple(row for row in rows if split.holds_out(row.text))
+    if held or len({row.text for row in rows}) < 2:
+        return held
+    nearest = min((row.text for row in rows), key=split.place)
+    return tuple(row for row in rows if row.text == nearest)
+
+
 def read_file_sets(
     config: TaskConfig,
     tokenizer: PromptTokenizer,
@@ -285,7 +298,13 @@ def read_file_set(
     if files.eval_path:
         held = read(Path(files.eval_path), split=files.eval_split)
     else:
-        held = tuple(row for row in rows if config.split.holds_out(row.text))
+        held = _held_out(rows, config.split)
+        if 0 < len(held) < FEW_HELD_OUT:
+            log.warning(
+                "%s: %d of %d rows are held out, so one answer moves the accuracy by %.2g; name a larger set by "
+                "task.files.%s.eval_path",
+                files.path, len(held), len(rows), 1 / len(held), name,
+            )  # fmt: skip
     held_texts = {row.text for row in held}
     train = tuple(row for row in rows if row.text not in held_texts)
     if files.eval_path and len(train) < len(rows):

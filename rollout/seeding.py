@@ -34,7 +34,11 @@ class Split:
 
         The text alone decides, so the same prompt is on the same side wherever, and however often, it is drawn.
         """
-        return stable_uniform("split", self.seed, text) < self.eval_fraction
+        return self.place(text) < self.eval_fraction
+
+    def place(self, text: str) -> float:
+        """Where the prompt stands in [0, 1); those below `eval_fraction` are held out."""
+        return stable_uniform("split", self.seed, text)
 
 
 def _digest(parts: tuple[str | int, ...]) -> bytes:

@@ -74,7 +74,7 @@ def test_two_ranks_make_the_updates_of_one(two, batches, name):
 
 
 @pytest.mark.slow
-def test_four_ranks_too_with_more_rows_on_some_than_on_others(folder, batches):
+def test_four_ranks_too_with_more_rows_on_some_than_on_others(folder, of_one, batches):
     four = on_ranks(4, work, folder / "four", 4, ["whole", "sharded"])
     wanted = reference(batches)
     for name in ("whole", "sharded"):

@@ -47,6 +47,12 @@ SHORT = {
 }
 """What makes a run last seconds: one process, two steps of few groups, hardly a cold start."""
 
+NO_COLD_START = "sft.steps=0"
+"""Is as short as can be, and files have no demonstrations."""
+
+PROCESSES = ("learner.num_ranks=", "sync.transport=broadcast")
+"""What cannot be had in one process."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -123,5 +129,8 @@ def command_blocks() -> list[Block]:
 def shortened(words: list[str]) -> list[str]:
     """The words of `cispo train ...` with the SHORT settings instead of its own, or added to them."""
     given = {word.split("=")[0] for word in words}
-    replaced = [f"{key}={SHORT[key]}" if (key := word.split("=")[0]) in SHORT else word for word in words]
-    return replaced + [f"{key}={value}" for key, value in SHORT.items() if key not in given]
+    replaced = [f"{key}={SHORT[key]}" if (key := word.split("=")[0]) in SHORT and word != NO_COLD_START else word
+                for word in words]  # fmt: skip
+    needs_processes = any(word.startswith(PROCESSES) for word in words)
+    short = {key: value for key, value in SHORT.items() if not (key == "cluster" and needs_processes)}
+    return replaced + [f"{key}={value}" for key, value in short.items() if key not in given]

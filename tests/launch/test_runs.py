@@ -134,6 +134,15 @@ def test_a_sparkline_is_the_course_in_twelve_characters_at_most(values, curve):
     assert sparkline(values) == curve
 
 
+def test_runs_of_a_sweep_are_among_those_of_the_folder(tmp_path, capsys):
+    make_run(tmp_path / "alone")
+    make_run(tmp_path / "sweep" / "seed-1")
+    assert main(["runs", str(tmp_path), "--json", "--sort", "name"]) == 0
+    assert names(capsys.readouterr().out) == ["alone", "sweep/seed-1"]
+    assert main(["runs", str(tmp_path / "sweep"), "--json"]) == 0
+    assert names(capsys.readouterr().out) == ["seed-1"]
+
+
 @pytest.mark.parametrize("missing", [False, True])
 def test_a_folder_without_runs_is_an_error_that_says_what_a_run_is(tmp_path, capsys, missing):
     folder = tmp_path / "nowhere" if missing else tmp_path

@@ -289,6 +289,21 @@ def test_references_can_be_json_in_a_string(tmp_path):
     assert prompt_source(config, TOKENIZER, 1).next().reference == tests
 
 
+@pytest.mark.parametrize("start", range(0, 60, 3))
+def test_a_file_of_three_lines_has_both_sides(tmp_path, caplog, start):
+    """By the hash alone two of three such files had nothing held out, and were refused."""
+    three = write_jsonl(tmp_path / "three.jsonl", questions(3, start))
+    train, held = read_file_set("mine", file_config(three), TOKENIZER)
+    assert (len(train), len(held)) in ((2, 1), (1, 2))
+    assert f"{len(held)} of 3 rows are held out, so one answer moves the accuracy by" in caplog.text
+
+
+def test_a_file_whose_lines_are_all_the_same_has_one_side_alone(tmp_path):
+    same = write_jsonl(tmp_path / "same.jsonl", questions(1) * 3)
+    with pytest.raises(DataError, match="leave 3 rows for training and 0 for evaluation"):
+        read_file_set("mine", file_config(same), TOKENIZER)
+
+
 def test_equal_prompts_are_on_one_side_and_eval_prompts_leave_the_training_file(tmp_path, caplog):
     twice = write_jsonl(tmp_path / "twice.jsonl", questions(40) + questions(40))
     train, held = read_file_set("mine", file_config(twice, eval_fraction=0.3), TOKENIZER)
