@@ -12,7 +12,8 @@ const names = (run, pattern) => Object.keys(run.metrics).filter((name) => patter
 // What is logged now and then is drawn through; of what nearly every step logs, a hole is a value that was no number.
 const MOSTLY = 0.8;
 function drawn(values) {
-  const all = values.map((_, i) => i), known = all.filter((i) => values[i] != null);
+  const known = values.map((_, i) => i).filter((i) => values[i] != null);
+  const all = values.map((_, i) => i).slice(known[0], known.at(-1) + 1); // before it began and after it ended there is no hole
   return known.length > MOSTLY * all.length ? all : known;
 }
 
@@ -33,8 +34,13 @@ const ofRun = (run, dash) => ({ ...(dash ? { dash } : {}), ...(many() ? { color:
 const lines = (rows) => runsShown().flatMap((run) =>
   rows.map(([name, label, options], i) => line(run, name, { label, dash: many() ? DASHES[i % DASHES.length] : undefined, ...options }))).filter(Boolean);
 
-// Few labels: plotly names every half decade otherwise, one over the other.
-const LOG_AXIS = { type: "log", tickmode: "auto", nticks: 5 };
+const LOG_AXIS = { type: "log" };
+// Few labels: plotly by itself names every digit of a short range, one over the other.
+function logTicks(data) {
+  const values = data.filter(({ yaxis }) => !yaxis).flatMap(({ y }) => y).filter((value) => value > 0).map(Math.log10);
+  const decades = values.length ? Math.max(...values) - Math.min(...values) : 0;
+  return decades < 0.5 ? { nticks: 5 } : { dtick: decades < 2 ? "D2" : Math.ceil(decades / 5) };
+}
 const SECOND_AXIS = { overlaying: "y", side: "right", tickformat: ".2~%", tickmode: "auto", nticks: 6, rangemode: "tozero", showgrid: false };
 const onSecondAxis = { yaxis: "y2", dash: "dot" };
 const accuracyDash = (measure) => (measure.startsWith("mean") ? "solid" : measure.startsWith("pass") ? "dot" : "dash");
@@ -121,7 +127,7 @@ const CHARTS = [
   { title: "Where the time goes", note: "Seconds of each step, by phase.", buildRun: timingBars, layout: { barmode: "stack", bargap: 0.1 } },
 ];
 
-function layoutWith(own) {
+function layoutWith(own, data = []) {
   const axis = { gridcolor: styleOf("--grid"), linecolor: styleOf("--line"), zeroline: false, automargin: true };
   const { xaxis = {}, yaxis = {}, yaxis2, ...rest } = own ?? {};
   return {
@@ -129,7 +135,7 @@ function layoutWith(own) {
     font: { family: "system-ui, sans-serif", size: 12, color: styleOf("--soft") },
     hoverlabel: { bgcolor: styleOf("--card"), bordercolor: styleOf("--line"), font: { color: styleOf("--ink") } },
     margin: { l: 48, r: 12, t: 8, b: 36 }, showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
-    xaxis: { ...axis, title: { text: "step", standoff: 4 }, ...xaxis }, yaxis: { ...axis, ...yaxis },
+    xaxis: { ...axis, title: { text: "step", standoff: 4 }, ...xaxis }, yaxis: { ...axis, ...yaxis, ...(yaxis.type === "log" ? logTicks(data) : {}) },
     ...(yaxis2 ? { yaxis2: { ...axis, ...yaxis2 } } : {}), ...rest,
   };
 }
@@ -165,7 +171,7 @@ async function drawCharts() {
   const drawAnyMetric = addAnyMetric();
   for (const [i, { data, layout }] of shown.entries()) {
     if (!plots[i].isConnected) return; // drawn anew meanwhile
-    await Plotly.newPlot(plots[i], data, layoutWith(layout), PLOT_OPTIONS);
+    await Plotly.newPlot(plots[i], data, layoutWith(layout, data), PLOT_OPTIONS);
     await breathe();
   }
   await drawAnyMetric();

@@ -89,6 +89,26 @@ def test_filters_keep_what_they_should(window, fields, count):
     assert window.page.locator(".row").count() == count
 
 
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([None, 1, None, 3, None, 5], [1, 3, 5]),  # logged now and then: drawn through
+        ([None, 1, 2, 3, None, 5, 6, 7, None], [1, 2, 3, 4, 5, 6, 7]),  # a hole, and nothing before it began
+        ([None, None], []),
+    ],
+)
+def test_a_curve_has_a_hole_where_nearly_every_step_has_a_number(window, values, shown):
+    assert window.page.evaluate("(values) => drawn(values)", values) == shown
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [([1e-12, 1e-2], {"dtick": 2}), ([2e-4, 2e-3], {"dtick": "D2"}), ([1.0, 1.8], {"nticks": 5}), ([], {"nticks": 5})],
+)
+def test_logarithmic_axes_have_few_labels(window, values, ticks):
+    assert window.page.evaluate("(y) => logTicks([{y: [null, 0, ...y]}, {y: [1e9], yaxis: 'y2'}])", values) == ticks
+
+
 def test_orders(window):
     window.filter(sort="lowest reward")
     assert "wrong −0.50" in window.texts(".row")[0]
