@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import pytest
 
 from tests.docs.pages import DOCS, ROOT
+from tests.launch.chromium import CHROMIUM, MISSING, Window, browser
 
 pytest.importorskip("mkdocs", reason="the site needs the extra [docs]")
 FETCHING = {("script", "src"), ("img", "src"), ("iframe", "src"), ("link", "href"), ("source", "src"), ("video", "src")}
@@ -73,6 +74,18 @@ def test_links_and_anchors_of_the_site_lead_somewhere(pages):
             if not target.exists() or anchor and target in pages and anchor not in pages[target].ids:
                 broken.append(f"{page.name}: {link}")
     assert not broken, broken
+
+
+@pytest.mark.skipif(not CHROMIUM, reason=MISSING)
+def test_the_site_can_be_searched_from_its_files(pages):
+    """A browser lets a page of a file fetch nothing, so the index has to come with it."""
+    start = min((page for page in pages if page.name == "index.html"), key=lambda page: len(page.parts))
+    with browser() as chromium:
+        window = Window(chromium, start, ready=())
+        window.page.fill("input.md-search__input", "staleness")
+        window.page.wait_for_selector(".md-search-result__item", state="attached", timeout=20_000)
+        assert "Rollouts that run ahead" in window.text(".md-search-result__list")
+        assert not [url for url in window.asked if not url.startswith(("file:", "data:", "blob:"))] and not window.said
 
 
 def test_the_reference_has_the_names_of_the_house(pages):
