@@ -32,7 +32,7 @@ train: .venv/.installed $(LEARNER:%=.venv/.installed-%)
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m "not slow and not gpu" $(ARGS)
 
-test-long: .venv/.installed-dev
+test-long: .venv/.installed-ray
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
 check: .venv/.installed-dev
@@ -104,6 +104,11 @@ clean:
 	$(PIP) --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
+# Ray's dashboard, which takes jobs; with it every start of Ray costs 1 to 2 seconds more.
+.venv/.installed-ray: .venv/.installed-dev
+	$(PIP) --constraint constraints.txt --editable ".[dev,ray]"
+	@touch $@
+
 .venv/.installed-docs: .venv/.installed
 	$(PIP) --constraint constraints.txt --editable ".[docs]"
 	@touch $@
@@ -123,7 +128,7 @@ clean:
 	mkdir -p $$folder && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' >$$folder/METADATA
 	@touch $@
 
-constraints: .venv/.installed-bench
+constraints: .venv/.installed-bench .venv/.installed-ray
 	@head -2 constraints.txt >.venv/constraints.txt
 	@$(BIN)/python -m pip freeze --exclude-editable | grep -Ev '^(torch|triton)==' >>.venv/constraints.txt
 	@mv .venv/constraints.txt constraints.txt
