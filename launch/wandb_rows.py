@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ COLUMNS = (
 )  # fmt: skip
 MAX_CHARACTERS = 8000
 """Of a prompt or an answer in a table: W&B loads a table whole. rollouts/step_N.jsonl has all of it."""
+
+VARIABLES = re.compile(r"(\+*slurm\.environment[^=]*|\+*slurm(?==\{))=.*", re.DOTALL)
+"""A word of the command that gives variables to a job."""
 
 
 def row(step: int, metrics: Mapping[str, Any], histograms: Mapping[str, Histogram]) -> dict[str, Any]:
@@ -75,6 +81,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def hidden_variables() -> Iterator[None]:
+    """W&B shows the command: the variables of a job, which may be secrets, are named in it and no more."""
+    command = sys.argv
+    sys.argv = [VARIABLES.sub(r"\1=(not shown)", word) for word in command]
+    try:
+        yield
+    finally:
+        sys.argv = command
 
 
 def _cells(step: int, record: Mapping[str, Any]) -> list[Any]:

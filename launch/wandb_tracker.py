@@ -12,6 +12,7 @@ Steps go to W&B's own process, which keeps and sends them; only the start and th
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,13 +24,17 @@ from configs.fleet import TrackingConfig
 from launch.run_files import json_ready, read_metrics, write_atomically
 from launch.run_tracker import RunTracker
 from launch.summary import accuracies
+from launch.wandb_client import Stuck, forget_client, within
 from launch.wandb_mode import answers, base_url, wandb_mode
-from launch.wandb_rows import plain, replayed, row, traces
+from launch.wandb_rows import hidden_variables, plain, replayed, row, traces
 
 log = logging.getLogger("cispo.tracking")
 
 KILLED = 255
 """The exit code that W&B shows as "killed"; any other but 0 is "failed"."""
+
+ABORT_SECONDS = 3.0
+"""For W&B to see by itself that its time is up."""
 
 COLD_START = frozenset({"timing_s/sft"})
 """What the first of the two calls for step 0 says."""
@@ -48,7 +53,9 @@ class WandbTracker(RunTracker):
         self._cold_start: dict[str, float] = {}
         self._histograms: Mapping[str, Histogram] = {}
         self._accuracies: list[float] = []
-        self._guard("start", lambda: self._start({**plain(run_config), "code": plain(code)}))
+        self._summary: dict[str, Any] = {}
+        self._run_config = {**plain(run_config), "code": plain(code)}
+        self._guard("start", self._start)
 
     def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
         """Keep them for `log`."""
@@ -83,7 +90,8 @@ class WandbTracker(RunTracker):
         """Add the summary, and the policy if asked for, and wait until everything is written or sent."""
         if self._cold_start:  # which was all there was to do
             self._guard("log", lambda: self._send(0, row(0, self._cold_start, {})))
-        self._guard("write the summary", lambda: self._run.summary.update({"run": json_ready(summary)}))
+        self._summary = {"run": json_ready(summary)}
+        self._guard("write the summary", lambda: self._run.summary.update(self._summary))
         if self._config.upload_export:
             self._guard("send the policy", self._send_export)
         self._end(0)
@@ -92,36 +100,42 @@ class WandbTracker(RunTracker):
         """Mark the run as killed or failed, unless it finished."""
         self._end(KILLED if isinstance(error, KeyboardInterrupt | RunStopped) else 1)
 
-    def _start(self, run_config: Mapping[str, Any]) -> None:
+    def _start(self) -> None:
         mode, wait = wandb_mode(self._config), self._config.wait_seconds
         if mode == "online" and not answers(base_url()):
             log.warning("W&B: %s does not answer; this run is written offline.", base_url())
             mode = "offline"
         try:
-            self._run = self._init(mode, run_config)
+            self._run = self._init(mode)
         except Exception as error:
             if mode == "offline":
                 raise
-            import wandb
-
             log.warning(
                 "W&B: %s did not take the run within tracking.wait_seconds=%g (%s); it is written offline.",
                 base_url(),
                 wait,
-                str(error).splitlines()[0],
+                next(iter(str(error).splitlines()), type(error).__name__),
             )
-            wandb.teardown()
-            self._run = self._init("offline", run_config)
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
-        self._sent = int(self._run.starting_step) - 1 if self._run.resumed else -1
-        self._catch_up()
+            forget_client()
+            self._run = self._init("offline")
+        self._prepare()
         where = self._run.url if not self._run.offline else f"offline; {self._sync_hint()}"
         log.info("W&B: %s", where)
 
-    def _init(self, mode: str, run_config: Mapping[str, Any]) -> Any:
-        import os
+    def _prepare(self) -> None:
+        """Tell a new run how it is shown, and what came before."""
+        # it would ask the server in the middle of a step, and wait, whether an artifact's name has another type there
+        self._run._assert_can_log_artifact = lambda artifact: None
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+        self._sent = int(self._run.starting_step) - 1 if self._run.resumed else -1
+        self._accuracies = []
+        self._catch_up()
 
+    @hidden_variables()
+    def _init(self, mode: str) -> Any:
+        # its reports on itself wait 20 s for a server that hangs, and fill our log where it refuses
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         config, wait = self._config, self._config.wait_seconds
@@ -139,7 +153,7 @@ class WandbTracker(RunTracker):
             dir=str(self._folder),
             mode=mode,  # type: ignore[arg-type]
             resume="allow" if mode == "online" else None,
-            config=dict(run_config),
+            config=self._run_config,
             settings=wandb.Settings(
                 console="off",
                 silent=True,
@@ -181,10 +195,25 @@ class WandbTracker(RunTracker):
         if self._run is None:
             return
         is_offline, hint = self._run.offline, self._sync_hint()
-        self._guard("finish", lambda: self._run.finish(exit_code=exit_code))
+        self._guard("finish", lambda: self._finish(exit_code))
         if self._run is not None and is_offline:
             log.info("W&B: %s", hint)
         self._run = None
+
+    def _finish(self, exit_code: int) -> None:
+        """W&B keeps to finish_timeout unless something before the end, such as an alert, still waits for the server.
+
+        Its file then lacks what its process had not written yet, and an offline one is made of the run's own files.
+        """
+        run = self._run
+        try:
+            within(self._config.wait_seconds + ABORT_SECONDS, lambda: run.finish(exit_code=exit_code))
+        except Stuck:
+            self._run = self._init("offline")
+            self._prepare()
+            self._run.summary.update(self._summary)
+            self._run.finish(exit_code=exit_code)
+            raise
 
     def _sync_hint(self) -> str:
         return f"`wandb sync {Path(self._run.dir).parent}` sends this run."

@@ -50,7 +50,7 @@ ONLY_IN = {
     "ray": "launch/",
     "hydra": "launch/",
     "omegaconf": "launch/",
-    "wandb": ("launch/wandb_mode.py", "launch/wandb_rows.py", "launch/wandb_tracker.py"),
+    "wandb": ("launch/wandb_client.py", "launch/wandb_mode.py", "launch/wandb_rows.py", "launch/wandb_tracker.py"),
     "deepspeed": "cispo/learner/deepspeed.py",
     "megatron": ("cispo/learner/megatron.py", "model/megatron/"),
     "jinja2": "model/tokenizer.py",  # chat templates are written in it, and torch brings it
