@@ -6,6 +6,7 @@ plain dictionary, `configs.strict.from_dict` makes a RunConfig of it, and nothin
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from cispo.checkpoint import CheckpointConfig
@@ -156,9 +157,9 @@ class RunConfig(TrainerConfig):
         """Devices that parts ask for, and those that there are to be."""
         faults, cluster = [], self.cluster
         there = cluster.num_nodes * cluster.gpus_per_node
-        if there and (needed := self.learner_gpus + self.worker_gpus) > there:
+        if there and (needed := self.learner_gpus + self.worker_devices) > there:
             faults.append(
-                f"the learner's {self.learner_gpus} GPUs and the workers' {self.worker_gpus:g} are {needed:g}, but "
+                f"the learner's {self.learner_gpus} GPUs and the workers' {self.worker_devices} are {needed}, but "
                 f"cluster.num_nodes={cluster.num_nodes} of cluster.gpus_per_node={cluster.gpus_per_node} have {there}; "
                 f"take fewer learner.num_ranks, cluster.num_workers or cluster.gpus_per_worker, or more nodes."
             )
@@ -218,6 +219,12 @@ class RunConfig(TrainerConfig):
     def worker_gpus(self) -> float:
         """GPUs that Ray keeps for the rollout workers."""
         return self.cluster.num_workers * self.cluster.gpus_per_worker
+
+    @property
+    def worker_devices(self) -> int:
+        """GPUs in which there are workers: a worker is in one GPU, or has whole ones."""
+        part, workers = self.cluster.gpus_per_worker, self.cluster.num_workers
+        return math.ceil(workers / int(1 / part + 1e-9)) if 0 < part < 1 else int(workers * part)
 
     @property
     def longest_trajectory(self) -> int:

@@ -13,6 +13,31 @@ MEMORY = re.compile(r"(\d+)([KMGT]?)", re.IGNORECASE)
 SPARE_SECONDS = 30
 """Of signal_seconds: what the script keeps for ending the processes and putting the job back in the queue."""
 
+_SETTING = "use the setting slurm.{}"
+_RESTARTS = "a job that cannot save, go back into the queue and be found again would lose its run"
+OURS = {
+    "nodes": _SETTING.format("nodes"),
+    "gpus-per-node": _SETTING.format("gpus_per_node"),
+    "cpus-per-task": _SETTING.format("cpus_per_task"),
+    "mem": _SETTING.format("memory"),
+    "time": _SETTING.format("time"),
+    "partition": _SETTING.format("partition"),
+    "account": _SETTING.format("account"),
+    "qos": _SETTING.format("qos"),
+    "constraint": _SETTING.format("constraint"),
+    "job-name": "it is the run's name",
+    "array": "-m makes an array of a sweep",
+    "ntasks": "a node has one task, Ray",
+    "ntasks-per-node": "a node has one task, Ray",
+    "output": "logs are kept with the run",
+    "chdir": "a job works where it was submitted",
+    "signal": _RESTARTS,
+    "requeue": _RESTARTS,
+    "no-requeue": _RESTARTS,
+    "open-mode": _RESTARTS,
+}
+"""Options of sbatch that `slurm.options` must not repeat, because the last one counts, and what to do instead."""
+
 
 def seconds_of(time: int | str) -> int:
     """A time limit as Slurm reads it (minutes, min:sec, h:min:sec, d-h, d-h:min, d-h:min:sec) in seconds."""
@@ -142,6 +167,11 @@ class SlurmConfig:
             f"slurm.{name}: options of sbatch begin with --; got {value!r}."
             for name, value in words.items()
             if name.startswith("options") and not value.startswith("--")
+        ]
+        faults += [
+            f"slurm.{name}={value}: the script sets this itself; {OURS[option]}."
+            for name, value in words.items()
+            if name.startswith("options") and (option := value.removeprefix("--").partition("=")[0]) in OURS
         ]
         faults += [
             f"slurm.environment: {name!r} is no name of a variable."

@@ -6,7 +6,10 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from configs.schema import RunConfig
 
 SLURM = """\
 The settings are those of `cispo train`, and slurm.* says what to ask for:
@@ -66,6 +69,7 @@ def run_slurm(options: argparse.Namespace) -> int:
     free = options.overrides if options.resume else with_a_free_name(options.overrides, options.multirun)
     cluster, unchecked = known_cluster()
     plan = plan_sweep(free, cluster) if options.multirun else plan_run(free, cluster, resume=options.resume)
+    tell_plan(plan.config)
     if unchecked:
         print(f"cispo: {unchecked}", file=sys.stderr)
     if options.dry_run:
@@ -73,6 +77,15 @@ def run_slurm(options: argparse.Namespace) -> int:
         return 0
     print(told(plan, submit(plan, options.max_parallel)))
     return 0
+
+
+def tell_plan(config: RunConfig) -> None:
+    """What the run, or the first of a sweep, will do; beside the script, which goes to standard output."""
+    from launch.plan import lines
+    from launch.start_checks import plan_elsewhere
+
+    if config.slurm.container == "none":  # an image may have files that are not here
+        print("\n".join(lines(plan_elsewhere(config))), file=sys.stderr)
 
 
 def with_a_free_name(overrides: list[str], is_sweep: bool) -> list[str]:

@@ -15,6 +15,7 @@ from configs.schema import RunConfig
 from launch.compose import compose, load_config
 from launch.new_run import begin_words, check_new
 from launch.run_folder import with_free_name
+from launch.start_checks import faults_elsewhere
 
 POLL_SECONDS = 1.0
 
@@ -28,6 +29,8 @@ def submit_job(address: str, overrides: Sequence[str], *, resume: Path | None = 
     Raises ConfigError if the run cannot work, CispoError if the cluster cannot be asked.
     """
     config, words = _words(overrides, resume)
+    if faults := faults_elsewhere(config):
+        raise ConfigError(*faults)
     folder = (Path(config.runs_folder) / config.name).absolute()
     command = shlex.join([sys.executable, "-m", "launch.cli", "train", *words])
     client = _client(address)
@@ -83,8 +86,7 @@ def _words(overrides: Sequence[str], resume: Path | None) -> tuple[RunConfig, li
             raise ConfigError(f"{override}: a job of a Ray cluster trains on it; leave this out or take cluster=ray.")
     ours = ["cluster.kind=ray"]
     if resume is not None:
-        load_config(resume / "config.yaml", [*overrides, *ours])
-        config = load_config(resume / "config.yaml")
+        config = load_config(resume / "config.yaml", [*overrides, *ours])
         return config, ["--resume", str(resume.absolute()), *overrides, *ours]
     config = with_free_name(compose([*overrides, *ours]), overrides)
     folder = (Path(config.runs_folder) / config.name).absolute()

@@ -101,7 +101,7 @@ def placement_faults(config: RunConfig) -> Iterator[str]:
 
 def _gpu_faults(config: RunConfig) -> Iterator[str]:
     slurm, learner, cluster = config.slurm, config.learner, config.cluster
-    gpus, needed = slurm.nodes * slurm.gpus_per_node, config.learner_gpus + config.worker_gpus
+    gpus, needed = slurm.nodes * slurm.gpus_per_node, config.learner_gpus + config.worker_devices
     there = f"slurm.nodes={slurm.nodes} x slurm.gpus_per_node={slurm.gpus_per_node} has {gpus}"
     if learner.device.startswith("cuda") and learner.num_ranks > gpus:
         yield (
@@ -110,12 +110,12 @@ def _gpu_faults(config: RunConfig) -> Iterator[str]:
         )
     elif needed > gpus:
         yield (
-            f"the learner's {config.learner_gpus} GPUs and the workers' {config.worker_gpus:g} "
-            f"(cluster.gpus_per_worker={cluster.gpus_per_worker:g}) are {needed:g}, and {there}; ask for more, or take "
+            f"the learner's {config.learner_gpus} GPUs and the workers' {config.worker_devices} "
+            f"(cluster.gpus_per_worker={cluster.gpus_per_worker:g}) are {needed}, and {there}; ask for more, or take "
             f"fewer ranks or workers."
         )
-    elif cluster.gpus_per_worker and cluster.num_workers > (
-        most := slurm.nodes * int(slurm.gpus_per_node / cluster.gpus_per_worker + 1e-9)
+    elif cluster.gpus_per_worker > 1 and cluster.num_workers > (
+        most := slurm.nodes * int(slurm.gpus_per_node // cluster.gpus_per_worker)
     ):
         yield (
             f"cluster.num_workers={cluster.num_workers} with cluster.gpus_per_worker={cluster.gpus_per_worker:g} do "

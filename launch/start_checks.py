@@ -50,6 +50,22 @@ def plan_here(config: RunConfig) -> Plan:
     return replace(plan, warnings=[*plan.warnings, *lacks])
 
 
+def plan_elsewhere(config: RunConfig) -> Plan:
+    """What a run on other machines would do; what only they can tell is left to them. Raises as check_start."""
+    return _started(config, [*_failures(config, (_check_training, *ANYWHERE))]).plan
+
+
+def faults_elsewhere(config: RunConfig) -> tuple[str, ...]:
+    """What `plan_elsewhere` would raise, as sentences."""
+    try:
+        plan_elsewhere(config)
+    except Exception as error:
+        if not is_message(error):
+            raise
+        return _faults_in(error)
+    return ()
+
+
 def check_machine(config: RunConfig) -> None:
     """Refuse, before any process starts, what this machine cannot do for `cispo eval`."""
     _raise([*_failures(config, (*MACHINE, *ANYWHERE))])
@@ -146,10 +162,10 @@ def _check_gpus(config: RunConfig) -> None:
     """Ray would wait for GPUs that this machine does not have until a deadline."""
     import torch
 
-    needed = config.learner_gpus + config.worker_gpus
+    needed = config.learner_gpus + config.worker_devices
     if config.cluster.kind == "local" and needed > torch.cuda.device_count():
         raise ConfigError(
-            f"the learner's {config.learner_gpus} GPUs and the workers' {config.worker_gpus:g} are {needed:g}, and "
+            f"the learner's {config.learner_gpus} GPUs and the workers' {config.worker_devices} are {needed}, and "
             f"this machine has {torch.cuda.device_count()}; take fewer learner.num_ranks, cluster.num_workers or "
             f"cluster.gpus_per_worker, or join a cluster by cluster=ray."
         )

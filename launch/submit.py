@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,13 @@ from launch.compose import compose, load_config
 from launch.new_run import begin_words, check_new
 from launch.run_files import write_atomically
 from launch.run_folder import is_driven
-from launch.slurm import Task, render
+from launch.slurm import FIRST_TASK, Task, render
 from launch.slurm_limits import NoSlurm, SlurmCluster, placement_faults, this_cluster
+from launch.start_checks import faults_elsewhere
 from launch.sweep import expand, run_names
+
+JOB = "job"
+"""File of a run's launch/: the id of the job that was submitted last."""
 
 SUBMIT_SECONDS = 60.0
 """How long sbatch may take to answer."""
@@ -66,6 +71,11 @@ def plan_run(overrides: Sequence[str], cluster: SlurmCluster | None, *, resume: 
         _check_not_submitted(script)
     if is_driven(folder):
         raise ConfigError(f"{folder} is in use by another cispo process; wait for it or end it.")
+    if job := waiting_job(folder):
+        raise ConfigError(
+            f"job {job} of {folder} is in the queue still and goes on with it by itself; wait for it, or end it by "
+            f"scancel {job} and then resume."
+        )
     task = Task(folder, tuple(_begin(overrides, folder)), ("cluster.kind=ray", *(overrides if resume else ())))
     return Plan(config, (task,), config.name, script)
 
@@ -109,6 +119,7 @@ def submit(plan: Plan, max_parallel: int = 0) -> str:
     if not shutil.which("sbatch"):
         raise CispoError("sbatch is not on this machine; log in to one of the cluster, or look with --dry-run.")
     plan.script.parent.mkdir(parents=True, exist_ok=True)
+    before = plan.script.read_text(encoding="utf-8") if plan.script.exists() else None
     write_atomically(plan.script, plan.text(max_parallel))
     try:
         done = subprocess.run(
@@ -119,8 +130,43 @@ def submit(plan: Plan, max_parallel: int = 0) -> str:
             f"sbatch did not answer in {SUBMIT_SECONDS:g} s; look with `squeue --me` whether it took {plan.script}."
         ) from error
     if done.returncode:
-        raise CispoError(f"sbatch refused {plan.script}: {' '.join(done.stderr.split())}")
-    return done.stdout.strip().split(";")[0]
+        _take_back(plan.script, before)
+        raise CispoError(f"sbatch refused the job, and nothing is kept of it: {' '.join(done.stderr.split())}")
+    job = done.stdout.strip().split(";")[0]
+    for number, task in enumerate(plan.tasks, start=FIRST_TASK):
+        folder = task.folder / "launch"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / JOB, f"{job}_{number}\n" if len(plan.tasks) > 1 else f"{job}\n")
+    return job
+
+
+def _take_back(script: Path, before: str | None) -> None:
+    """Leave nothing of a job that Slurm did not take: the script of the job before, if there was one, is back."""
+    if before is not None:
+        write_atomically(script, before)
+        return
+    script.unlink()
+    with suppress(OSError):  # a folder that holds something stays
+        script.parent.rmdir()
+        script.parents[1].rmdir()
+
+
+def waiting_job(folder: Path) -> str:
+    """The id of the run's job if Slurm has it in its queue, waiting or running; "" if not, or if nobody knows."""
+    path = folder / "launch" / JOB
+    if not path.is_file():
+        return ""
+    job = path.read_text(encoding="utf-8").strip()
+    try:
+        done = subprocess.run(
+            ["squeue", "--noheader", f"--jobs={job}", "--format=%T"],
+            capture_output=True,
+            text=True,
+            timeout=SUBMIT_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return job if done.returncode == 0 and done.stdout.strip() else ""
 
 
 def told(plan: Plan, job: str) -> str:
@@ -170,11 +216,17 @@ def _checked(
             f"leave cluster.num_nodes out."
         )
     faults += placement_faults(config)
+    faults += _start_faults(config)
     if cluster is not None:
         faults += cluster.faults(config.slurm)
     if faults:
         raise ConfigError(*faults)
     return config, resume or (Path(config.runs_folder) / config.name).absolute()
+
+
+def _start_faults(config: RunConfig) -> tuple[str, ...]:
+    """What would end the run before its first step on any machine. An image may have files that are not here."""
+    return () if config.slurm.container != "none" else faults_elsewhere(config)
 
 
 def _own_faults(overrides: Sequence[str]) -> list[str]:

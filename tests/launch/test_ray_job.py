@@ -65,8 +65,10 @@ def test_a_job_of_a_ray_cluster_trains_and_its_log_is_followed(dashboard, tmp_pa
     assert "is submitted to" in told.out and "metrics.jsonl" in told.out and "succeeded" in told.err
     metrics = (tmp_path / "mine" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in metrics] == [0, 1, 2]
-    assert main(["launch", "ray", "--address", dashboard, "--follow", *words[:-2], "name=bad", "model.path=/none"]) == 1
-    assert "/none is not a folder" in capsys.readouterr().out
+    (tmp_path / "bad.py").write_text("def reward(prompt, text, reference, **info):\n    raise KeyError('nothing')\n")
+    bad = ("name=bad", f"rewards.custom={tmp_path}/bad.py:reward")
+    assert main(["launch", "ray", "--address", dashboard, "--follow", *words, *bad]) == 1
+    assert "raised KeyError" in capsys.readouterr().out
 
 
 def test_a_cluster_that_cannot_be_asked_is_a_sentence(tmp_path, small, capsys):
@@ -79,3 +81,6 @@ def test_a_cluster_that_cannot_be_asked_is_a_sentence(tmp_path, small, capsys):
 def test_a_run_that_cannot_work_is_refused_before_the_cluster_is_asked(small, tmp_path, capsys):
     assert main(["launch", "ray", *small(tmp_path, "name=mine")]) == 1
     assert "cluster=inline: a job of a Ray cluster trains on it" in capsys.readouterr().err
+    assert main(["launch", "ray", f"runs_folder={tmp_path}", "model.path=/none", "rewards.custom=no.py:f"]) == 1
+    told = capsys.readouterr().err
+    assert "/none is not a folder" in told and "no.py:f, but there is no such file" in told

@@ -47,9 +47,10 @@ def test_a_job_trains_over_two_nodes_and_its_script_is_kept(slurm, capsys, tmp_p
     number, told = submitted(capsys, *job(tmp_path, "name=a", "steps=2"))
     folder = tmp_path / "a"
     log = folder / "launch" / f"slurm-{number}.log"
-    token, modes = folder / "launch" / f"{number}.0" / "token", set()
+    token, modes, sampling = folder / "launch" / f"{number}.0" / "token", set(), set()
 
     def is_over(state, _):
+        sampling.update(node for node in ("node1", "node2") if slurm.works_on(node, "rollout"))
         if token.exists():
             modes.add(token.stat().st_mode & 0o777)
         return state not in ("PENDING", "RUNNING", "COMPLETING")
@@ -58,6 +59,8 @@ def test_a_job_trains_over_two_nodes_and_its_script_is_kept(slurm, capsys, tmp_p
     assert slurm.state(number) == ("COMPLETED", 0), log.read_text()
     assert "all 2 nodes have joined Ray" in log.read_text() and f"the run is finished: {folder}" in log.read_text()
     assert_whole(folder, 2)
+    assert sampling == {"node1", "node2"}, "a node stood idle"
+    assert (folder / "launch" / "job").read_text().strip() == number
     assert modes == {0o600} and not token.exists(), "others could use the job's Ray"
     assert f"scancel {number}" in told and str(log) in told
     assert (folder / "launch" / "job.sbatch").read_text().startswith("#!/bin/bash")
@@ -96,8 +99,13 @@ def test_a_request_that_the_cluster_cannot_meet_is_refused_with_its_numbers(slur
 def test_a_job_saves_before_its_limit_goes_back_and_finishes(slurm, capsys, tmp_path, job):
     (tmp_path / "slow.py").write_text(SLOW_REWARD)
     limits = ("slurm.time=2", "slurm.signal_seconds=61", f"rewards.custom={tmp_path}/slow.py:slow")
-    number, _ = submitted(capsys, *job(tmp_path, "name=a", "steps=24", "save_every=0", *limits))
+    words = job(tmp_path, "name=a", "steps=24", "save_every=0", *limits)
+    own = ("task=", "sft.steps=")  # as in the embedded default: both tasks, the sandbox, and a cold start
+    number, _ = submitted(capsys, *(word for word in words if not word.startswith(own)), "sft.steps=10")
     log = tmp_path / "a" / "launch" / f"slurm-{number}.log"
+    slurm.wait_for(number, lambda state, restarts: state == "PENDING" and restarts, 300, log)
+    assert main(["launch", "slurm", "--resume", str(tmp_path / "a")]) == 1
+    assert f"job {number} of" in capsys.readouterr().err, "a second job could have begun while the first one waits"
     slurm.wait_for(number, lambda state, _: state in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"), 800, log)
     state, restarts = slurm.state(number)
     assert state == "COMPLETED" and restarts >= 1, log.read_text()

@@ -240,6 +240,87 @@ def test_without_slurm_it_says_what_was_not_checked(no_slurm, capsys, tmp_path):
     assert list(tmp_path.glob("embedded*")) == [], "something was left behind"
 
 
+GPUS = ("slurm.gpus_per_node=8", "engine.device=cuda")
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (("cluster.num_workers=10", "cluster.gpus_per_worker=0.6"), 10),  # 6 by adding up
+        (("cluster.num_workers=5", "cluster.gpus_per_worker=0.6", "learner.num_ranks=5", "learner.device=cuda"), 10),
+        (("cluster.num_workers=17", "cluster.gpus_per_worker=0.5"), 9),
+        (("cluster.num_workers=25", "cluster.gpus_per_worker=0.333333"), 9),
+    ],
+)
+def test_a_worker_is_not_cut_over_two_gpus(refused, words, needed):
+    assert f"are {needed}, and slurm.nodes=1 x slurm.gpus_per_node=8 has 8" in refused(*GPUS, *words)
+
+
+@pytest.mark.parametrize(("workers", "part"), [(16, 0.5), (24, 1 / 3), (8, 0.6), (8, 1), (4, 2)])
+def test_as_many_workers_as_fit_are_not_refused(script, workers, part):
+    script(*GPUS, f"cluster.num_workers={workers}", f"cluster.gpus_per_worker={part}")
+
+
+def test_what_no_machine_could_do_is_refused_before_the_queue(refused, tmp_path):
+    """All of it at once, and in an array of every run."""
+    (tmp_path / "one.jsonl").write_text('{"prompt": 1}\n')
+    files = ("task=files", f"task.files.mine.path={tmp_path}/one.jsonl", "sft.steps=0")
+    told = refused(
+        "rewards.custom=no.py:f", "learner=megatron", "learner.num_ranks=4", "learner.layout.tensor=3", *files
+    )
+    for fault in ("no.py:f, but there is no such file", "tensor=3", "one.jsonl has no usable prompt"):
+        assert fault in told
+    assert "no.py:f, but there is no such file" in refused("-m", "seed=1,2", "rewards.custom=no.py:f")
+
+
+def test_a_container_may_have_what_is_not_here(script):
+    assert "rewards.custom=no.py:f" in script(
+        "slurm.container=apptainer", "slurm.image=/x.sif", "rewards.custom=no.py:f"
+    )
+
+
+def test_the_plan_is_told_beside_the_script(script, no_slurm, capsys, tmp_path):
+    assert main(["launch", "slurm", "--dry-run", f"runs_folder={tmp_path}", "groups_per_step=8"]) == 0
+    told = capsys.readouterr()
+    assert "8 prompts x 16 samples" in told.err and "8 prompts" not in told.out
+
+
+@pytest.mark.parametrize(
+    "option", ["--signal=USR1@10", "--no-requeue", "--output=/dev/null", "--array=0-3", "--time=1:00:00"]
+)
+def test_options_that_the_script_needs_for_itself_are_refused(refused, option):
+    assert f"slurm.options[0]={option}: the script sets this itself" in refused(f"slurm.options=['{option}']")
+
+
+def a_program(folder, name, text):
+    (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_a_job_that_slurm_refuses_leaves_nothing_in_the_way_of_the_next_try(no_slurm, capsys, tmp_path):
+    a_program(tmp_path / "bin", "sbatch", "echo 'sbatch: error: Batch job submission failed: QOSMaxSubmit' >&2; exit 1")
+    words = ["launch", "slurm", f"runs_folder={tmp_path}", "name=mine"]
+    for _ in range(2):
+        assert main(words) == 1
+        assert "sbatch refused the job, and nothing is kept of it" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+    a_program(tmp_path / "bin", "sbatch", "echo 17")
+    assert main(words) == 0
+    assert (tmp_path / "mine" / "launch" / "job").read_text() == "17\n"
+
+
+def test_a_run_whose_job_is_in_the_queue_is_not_resumed_by_a_second_one(no_slurm, capsys, tmp_path):
+    save_config(compose(["cluster=ray", f"runs_folder={tmp_path}", "name=mine"]), tmp_path / "config.yaml")
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "job").write_text("17\n")
+    a_program(tmp_path / "bin", "squeue", '[[ "$*" == *--jobs=17* ]] && echo PENDING')
+    words = ["launch", "slurm", "--dry-run", "--resume", str(tmp_path)]
+    assert main(words) == 1
+    assert "job 17 of" in capsys.readouterr().err
+    a_program(tmp_path / "bin", "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert main(words) == 0
+
+
 def test_a_run_that_was_submitted_and_has_not_begun_is_not_submitted_again(refused, tmp_path):
     (tmp_path / "mine" / "launch").mkdir(parents=True)
     (tmp_path / "mine" / "launch" / "job.sbatch").touch()

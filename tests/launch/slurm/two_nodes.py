@@ -125,6 +125,16 @@ class TwoNodes:
                 found.append(int(folder.name))
         return found
 
+    def works_on(self, node, actor):
+        """A process of Ray's actors of this name is on the node."""
+        for pid in self.processes_of(node):
+            try:
+                if f"ray::{actor}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return True
+            except OSError:
+                continue
+        return False
+
     def ask(self, *command, seconds=30):
         """What a command of Slurm prints, without its last newline."""
         environment = os.environ | {"SLURM_CONF": str(self.conf)}
