@@ -27,9 +27,10 @@ class AlarmConfig:
     """When a run is worth a warning; inf is never.
 
     Attributes:
-        mismatch_kl: mismatch/kl above it. Healthy runs stay below 1e-3; one at 0.013 lost its reward within 20 steps.
-        mismatch_logp: mismatch/logp_abs_diff_mean above it.
-        capped_fraction: ratio/capped_fraction above it.
+        mismatch_kl: mismatch/kl or mismatch/eval_kl above it. Healthy runs stay below 1e-3; one at 0.013 lost its
+            reward within 20 steps.
+        mismatch_logp: mismatch/logp_abs_diff_mean, or that of eval, above it.
+        capped_fraction: ratio/capped_fraction or correction/capped_fraction above it.
         repeat_after: steps for which an alarm that has spoken is silent, unless its value doubles.
     """
 
@@ -56,15 +57,15 @@ MISMATCH_ADVICE = (
     "cause is found, correction.ratio_against=proximal or the masks of `correction` limit the damage"
 )
 LIMITS = {
-    "mismatch_kl": ("mismatch/kl", MISMATCH_ADVICE),
-    "mismatch_logp": ("mismatch/logp_abs_diff_mean", MISMATCH_ADVICE),
+    "mismatch_kl": (("mismatch/kl", "mismatch/eval_kl"), MISMATCH_ADVICE),
+    "mismatch_logp": (("mismatch/logp_abs_diff_mean", "mismatch/eval_logp_abs_diff_mean"), MISMATCH_ADVICE),
     "capped_fraction": (
-        "ratio/capped_fraction",
+        ("ratio/capped_fraction", "correction/capped_fraction"),
         "the policy is far from the one that sampled. If mismatch/* is high see there; else lower learner.lr, "
         "updates_per_step or max_staleness, or set kl_stop; a higher ratio_cap would only hide it",
     ),
 }
-"""For each limit of AlarmConfig, the metric that it is for and what to do."""
+"""For each limit of AlarmConfig, the metrics of which the largest counts, and what to do."""
 
 
 class Alarms:
@@ -76,12 +77,14 @@ class Alarms:
         self._spoken: dict[str, tuple[int, float]] = {}
 
     def look(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Warn of what is above its limit; `alarm/<limit>`, 1 or 0 for each limit whose metric is there."""
+        """Warn of what is above its limit; `alarm/<limit>`, 1 or 0 for each limit of which a metric is there."""
         raised = {}
-        for name, (metric, advice) in LIMITS.items():
-            value, limit = metrics.get(metric, math.nan), getattr(self._config, name)
-            if math.isnan(value):
+        for name, (watched, advice) in LIMITS.items():
+            there = [metric for metric in watched if not math.isnan(metrics.get(metric, math.nan))]
+            if not there:
                 continue
+            metric = max(there, key=metrics.__getitem__)
+            value, limit = metrics[metric], getattr(self._config, name)
             raised[f"alarm/{name}"] = float(value > limit)
             if value > limit and self._has_to_speak(name, step, value):
                 _warn(step, metric, f"{metric} is {value:.3g}, above alarms.{name}={limit:g}: {advice}.", self._tell)

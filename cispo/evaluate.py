@@ -11,9 +11,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from cispo.errors import ConfigError
 from cispo.protocols import RolloutSource
-from cispo.types import Group, Prompt, Trajectory
+from cispo.types import Floats, Group, Prompt, Trajectory
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,25 @@ class HeldOutEvaluator:
         if config.greedy:
             metrics |= by_task(self.rollouts.sample(self.prompts, num_samples=1, greedy=True), "greedy", mean_correct)
         return metrics
+
+
+def sampling_mismatch(trajectory: Trajectory, logp_T: Floats) -> dict[str, float]:
+    """How far the learner is from the worker that sampled a trajectory with the very same weights, in nats.
+
+    A run whose workers are always ahead trains on no such token, and would never see a worker with wrong weights.
+
+    Args:
+        trajectory: sampled at temperature 1 from the whole distribution.
+        logp_T: the learner's log-probabilities of its tokens.
+    """
+    mask_T = trajectory.action_mask_T
+    log_ratio_N = (logp_T - trajectory.behaviour_logp_T)[mask_T].astype(np.float64)
+    if not log_ratio_N.size:
+        return {}
+    return {
+        "mismatch/eval_kl": float((np.expm1(log_ratio_N) - log_ratio_N).mean()),
+        "mismatch/eval_logp_abs_diff_mean": float(np.abs(log_ratio_N).mean()),
+    }
 
 
 def guess_accuracy(prompts: Sequence[Prompt]) -> dict[str, float]:

@@ -204,10 +204,10 @@ def train(config: TrainerConfig, learner_config: LearnerConfig, parts: Parts, *,
             published = weights.publish(learner, version=progress.step)
         metrics = describe(harvest, batches, updates) | corrections | dict(rollouts.metrics()) | dict(published)
         warn_of_drift(progress.step, metrics, config.kl_warn, tracker.alarm)
-        metrics |= alarms.look(progress.step, metrics)
         if progress.step == config.steps or due(config.eval_every, progress.step):
             with timer("evaluate"):
                 metrics |= parts.evaluator.evaluate()
+        metrics |= alarms.look(progress.step, metrics)
         learnt = learnt_streams(batches, updates)
         tracker.histograms(progress.step, step_histograms(harvest.seen, learnt))
         tracker.rollouts(

@@ -252,6 +252,9 @@ def our_error(error: BaseException, name: str) -> BaseException:
         return cause if is_message(cause) else error
     if isinstance(error, ray.exceptions.RayActorError):
         return WorkerDied(f"The process of {name} died ({_reason(error)}).")
+    lost = ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError
+    if isinstance(error, lost):  # an answer lies on the node that made it until it is fetched
+        return WorkerDied(f"The node of {name} was lost with its answer ({_reason(error)}).")
     if isinstance(error, ray.exceptions.RayError):
         return CispoError(f"Ray could not bring a call to {name} or its answer back ({_reason(error)}).")
     return error

@@ -46,7 +46,8 @@ class VerifiedSync:
             loaded = self.rollouts.load_weights(Publication(package), version)
         else:
             publication = Publication(package, lambda: self.learner.whole_package(version))
-            sending = self.learner.send(self.num_workers()) if self.config.transport == "broadcast" else None
+            num_workers = self.num_workers() if self.config.transport == "broadcast" else 0
+            sending = self.learner.send(num_workers) if num_workers else None
             loaded = self.rollouts.load_weights(publication, version)
             if sending is not None:
                 self._tell(self.learner.sent(sending, version))

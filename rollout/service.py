@@ -159,9 +159,10 @@ class RolloutService:
 
     @property
     def num_receivers(self) -> int:
-        """Workers that `load_weights` would wait for now."""
+        """Workers that will come to a broadcast: those that `load_weights` waits for and that do not need all of it."""
         with self._changed:
-            return sum(station.is_up or not self.draw.max_staleness for station in self.pool.stations)
+            awaited = [each for each in self.pool.stations if each.is_up or not self.draw.max_staleness]
+            return sum(not station.needs_whole for station in awaited)
 
     def save(self, folder: Path) -> None:
         """Write the cursor and every group that was drawn and not taken, with what there is of it."""

@@ -80,7 +80,9 @@ class Station:
         num_left: trajectories that it still has to sample, as far as is known here.
         calls: the open calls by method.
         begun: what it had of its groups when it was asked for a snapshot; None before it answered.
+        needs_whole: it can take nothing but all bytes of a version.
         death: its process is gone, and `restart` has not been called yet.
+        num_deaths: since the newest weights were published.
     """
 
     worker: WorkerHandle
@@ -97,8 +99,9 @@ class Station:
     calls: dict[str, Call] = field(default_factory=dict)
     begun: dict[int, Begun] | None = None
     death: WorkerDied | None = None
+    num_deaths: int = 0
+    needs_whole: bool = False
     _loading: int | None = None
-    _needs_whole: bool = False
     _asked_whole_of: int | None = None
     _whole: tuple[int, Any] | None = None
     _without: int | None = None  # the version that it cannot have any more
@@ -145,7 +148,7 @@ class Station:
     def _offer(self, weights: Weights) -> None:
         """Have it load these. One that needs the whole of them waits until the learner has made it, and it alone."""
         package = weights.publication.package
-        if self._needs_whole:
+        if self.needs_whole:
             if weights.version in (self._asked_whole_of, self._without):
                 return
             if self._whole is None or self._whole[0] != weights.version:
@@ -194,9 +197,9 @@ class Station:
             except WorkerDied as error:
                 self.death = self.death or error
             except NeedsWhole as reason:  # which the next order offers
-                if self._needs_whole:
+                if self.needs_whole:
                     raise
-                self._needs_whole = True
+                self.needs_whole = True
                 log.warning("%s; it is sent the whole version.", str(reason).rstrip("."))
             except WeightSyncError as reason:
                 if method != WHOLE:
@@ -217,7 +220,7 @@ class Station:
             self._whole, self._asked_whole_of = (self._asked_whole_of, answer), None
         elif method == "load_weights":
             self.version, self.is_cut = self._loading, False  # perhaps not the newest, which are sent next
-            self.loaded, self._needs_whole, self._whole = answer, False, None
+            self.loaded, self.needs_whole, self._whole = answer, False, None
         elif method == "snapshot":
             self.begun = answer
         elif method == "advance":
@@ -239,7 +242,7 @@ class Station:
     def restart(self) -> None:
         """Begin anew: without weights, with all groups still to be sent."""
         self.calls, self.begun, self.death = {}, None, None
-        self.version, self.loaded, self.is_up, self.is_cut, self._needs_whole = None, None, False, False, False
+        self.version, self.loaded, self.is_up, self.is_cut, self.needs_whole = None, None, False, False, False
         self._asked_whole_of, self._whole, self._without = None, None, None
         self.unsent = sorted(self.assigned.values(), key=lambda request: request.index)
         self.num_left = sum(request.num_samples for request in self.unsent)

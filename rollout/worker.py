@@ -208,13 +208,16 @@ class RolloutWorker:
 
     def cancel(self, indices: Sequence[int]) -> None:
         """Forget these groups; unknown ones are ignored."""
-        names = {str(index) for index in indices}
         with self._between_steps:
-            turns = {turn for name in names for turn in self._episodes.turns_of(name)}
-            self._cut = [state for state in self._cut if state.meta["request"]["id"] not in turns]
-            for name in names:
-                self._episodes.forget(name)
-            self._under_way = {name: group for name, group in self._under_way.items() if name not in names}
+            self._forget({str(index) for index in indices})
+
+    def _forget(self, names: set[str]) -> None:
+        """These groups, what was cut of them included."""
+        turns = {turn for name in names for turn in self._episodes.turns_of(name)}
+        self._cut = [state for state in self._cut if state.meta["request"]["id"] not in turns]
+        for name in names:
+            self._episodes.forget(name)
+        self._under_way = {name: group for name, group in self._under_way.items() if name not in names}
 
     def snapshot(self) -> dict[int, Begun]:
         """What there is of every group of the training stream (indices from 0); the work goes on."""
@@ -267,8 +270,7 @@ class RolloutWorker:
             return  # another member failed before
         if episode.trajectory is None:
             failed[group.request.index] = episode.failed
-            self._episodes.forget(episode.group)
-            del self._under_way[episode.group]
+            self._forget({episode.group})
             return
         self._score(group, episode.member, episode.trajectory)
 

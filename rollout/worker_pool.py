@@ -30,7 +30,7 @@ class RolloutConfig:
     Attributes:
         draw_limit: groups drawn for one step, at most, as a multiple of groups_per_step; 1 never draws a second time.
         deadline_seconds: how long the driver waits for an answer of a worker, and for any sign of progress.
-        max_restarts: workers restarted in one run before it is stopped.
+        max_restarts: of one worker under the same weights; one more death ends the run.
         advance_seconds: how long a worker works before it reports, if nothing was finished before.
         in_flight: with max_staleness above 0, trajectories that a worker has at a time: it is given another group
             when fewer are left to sample. 0 is as many as its engine has slots, and a group more.
@@ -113,6 +113,9 @@ class WorkerPool:
 
     def publish(self, weights: Weights) -> None:
         """From now on every worker should have these."""
+        if self.weights is None or weights.version > self.weights.version:
+            for station in self.stations:  # the run gets on, so what went wrong may be forgiven
+                station.num_deaths = 0
         self.weights = weights
         self._to_order.update(self.stations)
 
@@ -178,7 +181,9 @@ class WorkerPool:
         """Restart the silent. Raises WorkerDied if too many were, DeadlineExceeded if the others get nowhere."""
         for station in list(self.stations):
             late = station.overdue(self._config.deadline_seconds, self._start_seconds)
-            if late and not self._can_do_without(station):
+            if late and self._can_do_without(station):
+                self._relieve(station)
+            elif late:
                 seconds = self._config.deadline_seconds if station.is_up else self._start_seconds
                 self._recover(station, station.silence(late, seconds))
         self._check_progress()
@@ -230,12 +235,27 @@ class WorkerPool:
         """A worker that is long in starting, as on a cluster that has no room for it now, holds up nobody else."""
         return not station.is_up and self._moves_groups and any(other.is_up for other in self.stations)
 
+    def _relieve(self, station: Station) -> None:
+        """Give others what a worker that does not start was given while nobody was up."""
+        if not station.assigned:
+            return
+        log.warning("%s does not start; the %d groups that it had go to others.", station.name, len(station.assigned))
+        self._hand_on(station.take_back(), station)
+        self._let_go(station)
+
+    def _hand_on(self, requests: Sequence[GroupRequest], station: Station) -> None:
+        """Each to the least loaded of the others that are up, or back to `station` if nobody is."""
+        others = [other for other in self.staying if other is not station and other.is_up]
+        for request in requests:
+            self.give(min(others or [station], key=lambda other: other.num_left), request)
+
     def _recover(self, station: Station, error: WorkerDied) -> None:
         """Restart a dead worker; it, or others, sample its groups again, and the same seeds give the same groups."""
         self.num_restarts += 1
-        if self.num_restarts > self._config.max_restarts:
+        station.num_deaths += 1
+        if station.num_deaths > self._config.max_restarts:
             raise WorkerDied(
-                f"{error} That was death number {self.num_restarts} of a worker in this run and "
+                f"{error} That was death number {station.num_deaths} of this worker under the same weights and "
                 f"rollout.max_restarts is {self._config.max_restarts}; resume the run once the cause is mended."
             ) from error
         log.warning("%s It is restarted; %d groups that it had are sampled again.", error, len(station.assigned))
@@ -243,9 +263,7 @@ class WorkerPool:
         station.restart()
         self._to_order.add(station)
         self._last_progress = time.monotonic()
-        others = [other for other in self.staying if other is not station and other.is_up]
-        for request in requests:
-            self.give(min(others or [station], key=lambda other: other.num_left), request)
+        self._hand_on(requests, station)
 
     def _check_progress(self) -> None:
         busy = {station.name: len(station.assigned) for station in self.stations if station.assigned}

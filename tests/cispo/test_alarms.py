@@ -25,9 +25,8 @@ def said(caplog, values, metric="mismatch/kl", **config):
     return [int(record.getMessage().split(":")[0].removeprefix("step ")) for record in caplog.records]
 
 
-@pytest.mark.parametrize("name", LIMITS)
-def test_a_warning_names_value_limit_and_what_to_do(caplog, name):
-    metric = LIMITS[name][0]
+@pytest.mark.parametrize(("name", "metric"), [(name, metric) for name in LIMITS for metric in LIMITS[name][0]])
+def test_a_warning_names_value_limit_and_what_to_do(caplog, name, metric):
     assert said(caplog, [0.01 * getattr(AlarmConfig(), name), 1.5 * getattr(AlarmConfig(), name)], metric) == [2]
     (text,) = (record.getMessage() for record in caplog.records)
     limit = getattr(AlarmConfig(), name)

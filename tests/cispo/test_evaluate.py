@@ -3,10 +3,19 @@
 import math
 from itertools import combinations
 
+import numpy as np
 import pytest
 
 from cispo.errors import ConfigError
-from cispo.evaluate import EvaluationConfig, HeldOutEvaluator, by_task, guess_accuracy, mean_correct, pass_at_k
+from cispo.evaluate import (
+    EvaluationConfig,
+    HeldOutEvaluator,
+    by_task,
+    guess_accuracy,
+    mean_correct,
+    pass_at_k,
+    sampling_mismatch,
+)
 from cispo.types import Prompt
 
 NAN = float("nan")
@@ -82,6 +91,16 @@ def test_a_probe_is_shown_one_sampled_trajectory(make_group):
     evaluator = HeldOutEvaluator(rollouts, prompts, config, probe=lambda x: shown.append(x) or {"mismatch/moe": 0.1})
     assert evaluator.evaluate()["mismatch/moe"] == 0.1
     assert shown == [evaluator.last_groups[0].trajectories[0]]
+
+
+def test_the_mismatch_of_a_trajectory_is_that_of_its_actions(make_group):
+    (trajectory,) = make_group(0, (0.0,)).trajectories
+    behaviour, mask = trajectory.behaviour_logp_T, trajectory.action_mask_T
+    logp = np.where(mask, behaviour + 0.5, np.nan).astype(np.float32)
+    found = sampling_mismatch(trajectory, logp)
+    assert found["mismatch/eval_logp_abs_diff_mean"] == pytest.approx(0.5, rel=1e-5)
+    assert found["mismatch/eval_kl"] == pytest.approx(math.exp(0.5) - 1.5, rel=1e-5)
+    assert not any(sampling_mismatch(trajectory, np.where(mask, behaviour, np.nan)).values())
 
 
 @pytest.mark.parametrize("values", [{"pass_at": 5}, {"num_samples": 0}, {"num_prompts": 0}, {"pass_at": 0}])

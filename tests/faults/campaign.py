@@ -180,6 +180,8 @@ def check_prompts(folder: Path) -> int:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     drawn = [int(line["groups/drawn"]) for line in lines if "groups/drawn" in line]
     assert len(drawn) == last, f"{len(drawn)} steps have metrics, and there were {last}"
+    unused = [line["step"] for line in lines if line.get("groups/failed_fraction") or line.get("groups/stale_fraction")]
+    assert not unused, f"groups failed or grew too old at the steps {unused}"
     num_flat = sum(drawn) - GROUPS_PER_STEP * last
     assert len(trained) == GROUPS_PER_STEP * last, f"{last} steps trained on {len(trained)} prompts"
     lost = cursor["next_index"] - len(untaken) - len(trained) - num_flat

@@ -73,6 +73,8 @@ def test_groups_are_as_old_as_allowed_and_each_is_taken_once(tmp_path, small, mo
     assert max(line["staleness/max"] for line in lines) == 2, "the workers did not run ahead"
     assert all(line["groups/stale_fraction"] == 0 and line["groups/drawn"] == 4 for line in lines)
     assert {line["perf/workers"] for line in lines} == {2}
+    watched = [line["mismatch/eval_logp_abs_diff_mean"] for line in lines if "mismatch/eval_logp_abs_diff_mean" in line]
+    assert watched and all(0 < difference < 1e-5 for difference in watched), "nobody compares sampler and learner"
     check_that_nothing_was_lost(tmp_path / "a", 6)
 
 

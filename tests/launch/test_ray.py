@@ -16,7 +16,7 @@ import ray
 from cispo.errors import ConfigError, DeadlineExceeded, WorkerDied
 from cispo.learner.config import LearnerConfig
 from configs.fleet import ClusterConfig, SyncConfig
-from launch.actors import InlineHandle, RayHandle
+from launch.actors import InlineHandle, RayHandle, our_error
 from launch.cli import main
 from launch.cluster import cluster, wait_until_started
 from launch.learner_ranks import LearnerDied, LearnerRanks
@@ -49,6 +49,19 @@ def test_only_who_has_its_token_gets_in():
         guesser = tries.submit(joined, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)
         stranger = tries.submit(joined, RAY_AUTH_MODE="disabled")
     assert friend.result() and not guesser.result() and not stranger.result()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ray.exceptions.ObjectLostError("0" * 56, None, ""),
+        ray.exceptions.OwnerDiedError("0" * 56, None, ""),
+        ray.exceptions.NodeDiedError("the node died"),
+        ray.exceptions.WorkerCrashedError(),
+    ],
+)
+def test_an_answer_that_is_lost_with_its_node_is_the_death_of_who_gave_it(error):
+    assert isinstance(our_error(error, "rollout-0"), WorkerDied)
 
 
 class Shelf:

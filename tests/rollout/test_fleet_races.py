@@ -4,6 +4,8 @@ import threading
 import time
 from concurrent.futures import Future
 
+import pytest
+
 from cispo.errors import NeedsWhole, WeightSyncError, WorkerDied
 from rollout.delivery import Publication
 from rollout.ledger import Entry
@@ -125,6 +127,15 @@ def test_a_worker_that_needs_a_version_which_the_learner_has_left_waits_for_the_
     assert len(take(service, 2, 2).groups) == 2
 
 
+def test_a_worker_that_needs_the_whole_is_not_waited_for_in_a_broadcast():
+    """It would not come, and the others would have the whole sent when the deadline is over."""
+    service = make(TakesChanges("a"), TakesChanges("b"))
+    service.load_weights("p", 0)
+    assert service.num_receivers == 2
+    service.pool.stations[0].needs_whole = True
+    assert service.num_receivers == 1
+
+
 def test_nobody_else_waits_for_a_whole_version_that_takes_long():
     a, b = TakesChanges("a"), TakesChanges("b")
     service = make(a, b, in_background=True)
@@ -219,3 +230,35 @@ def test_time_without_work_is_no_lack_of_progress():
     time.sleep(0.5)  # a checkpoint of the learner, say
     threading.Timer(0.1, lambda: (slow.hold.clear(), slow.release())).start()
     assert len(take(service, 2, 0, staleness=0).groups) == 2
+
+
+def test_groups_of_a_worker_that_cannot_start_go_to_those_that_can(caplog):
+    """Both had died, so each kept its own: those of the one that never came back were waited for without an end."""
+    a, b = Worker("a"), Held("b")
+    service = make(a, b, deadline_seconds=0.2, start_seconds=0.2)
+    service.load_weights("p", 0)
+    b.hold = {"advance"}
+    take(service, 2, 0)
+    first, second = service.pool.stations
+    for station in (second, first):  # nobody is up when the second one dies
+        first.is_up = second.is_up = False
+        service.pool._recover(station, WorkerDied(f"The process of {station.name} died."))
+    assert second.assigned
+    b.started = Future
+    for version in (1, 2, 3):
+        within(4, lambda version=version: service.load_weights("p", version))
+        assert len(within(4, lambda version=version: take(service, 2, version)).groups) == 2
+    assert not second.assigned and "b does not start; the" in caplog.text
+
+
+def test_restarts_are_forgiven_when_the_run_gets_on():
+    a, b = Worker("a"), Worker("b")
+    service = make(a, b, max_restarts=1)
+    for version in range(4):
+        service.load_weights("p", version)
+        take(service, 2, version)
+        for station in service.pool.stations:
+            service.pool._recover(station, WorkerDied("The process died."))
+    assert service.pool.num_restarts == 8
+    with pytest.raises(WorkerDied, match="death number 2 of this worker under the same weights"):
+        service.pool._recover(service.pool.stations[0], WorkerDied("The process died."))

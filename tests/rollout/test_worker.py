@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,6 +116,15 @@ def test_a_member_that_fails_costs_its_group_and_frees_the_engine():
     assert finished.failed == {0: "the logits are NaN"}
     assert [group.index for group in finished.groups] == [1]
     assert engine.cancelled == ["0"]
+
+
+def test_what_was_cut_of_a_group_that_fails_is_not_gone_on_with():
+    engine = Engine(fails={("0", 1)})
+    one = worker(engine)
+    one.submit([request(0, num_samples=4), request(1)])
+    one._cut = [SimpleNamespace(meta={"request": {"id": name}}) for name in ("0", "1")]
+    assert one.advance(10.0).failed == {0: "the logits are NaN"}
+    assert [state.meta["request"]["id"] for state in one._cut] == ["1"]
 
 
 def test_a_slow_score_holds_back_its_group_only_until_it_comes():
