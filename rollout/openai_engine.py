@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cispo.errors import ConfigError
+from cispo.errors import ConfigError, WorkerDied
 from cispo.protocols import WeightStream
 from cispo.types import StopReason
 from rollout.completion_wire import ABORTED, Piece, WireFault, completion_body, has_rules, read_pieces
@@ -283,6 +283,13 @@ class OpenAIEngine(SteppedEngine):
         if len(piece.logp) != len(piece.token_ids):
             self._fail([growing], f"{site.server.url} returned token ids without log-probabilities")
             return
+        oldest = min((version for version in piece.version if version >= 0), default=call.version)  # -1: not sampled
+        if oldest < call.version:
+            raise WorkerDied(
+                f"{site.server.url} sampled with the weights of version {oldest} after it was given version "
+                f"{call.version}: it was started again, or somebody else gave it others. This worker starts again and "
+                f"gives it the present ones."
+            )
         if piece.token_ids:
             call.num_tries = 0
         growing.token_ids += piece.token_ids

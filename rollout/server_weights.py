@@ -91,9 +91,10 @@ class FolderUpdate:
         found = str(server.get("/weight_info")["weight_version"])
         if previous and found != previous:
             raise WeightSyncError(
-                f"{server.url} has the weights of version {found} where this worker left {previous}: somebody else "
-                f"updates it too, and nobody could tell which version samples; give each vLLM server one worker "
-                f"(cluster.num_workers=1 with all of them in engine.server.urls)."
+                f"{server.url} has the weights of version {found} where this worker left {previous}: it was started "
+                f"again and sampled with others since, or somebody else updates it too, and nobody could tell which "
+                f"version samples; resume the run, or give each vLLM server one worker (cluster.num_workers=1 with all "
+                f"of them in engine.server.urls)."
             )
 
     @contextmanager

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cispo.errors import CispoError, ConfigError, InvalidRequest, WeightSyncError
+from cispo.errors import CispoError, ConfigError, InvalidRequest, WeightSyncError, WorkerDied
 from cispo.types import StopReason
 from launch import build
 from launch.compose import compose
@@ -126,6 +126,21 @@ def test_new_weights_reach_requests_under_way_and_each_token_tells_its_version(b
     with pytest.raises(WeightSyncError, match="nobody is unknown"):
         there.load_weights(iter([("nobody", torch.zeros(3))]), 8)
     assert there.version == 7
+
+
+def test_a_server_that_lost_its_weights_is_noticed_at_the_first_token(both, chain_server):
+    """One that was started again has version 0, and its tokens would be dropped as too old, prompt by prompt."""
+    there, here = both
+    behind_its_back = OpenAIEngine(
+        chain_server.engine_config(), build.make_tokenizer(compose(["task=chain"])).vocab_size
+    )
+    behind_its_back.load_weights(weights_of(here._lm), 1)
+    with pytest.raises(WorkerDied, match=r"version 1 after it was given version 7: it was started again"):
+        there.generate([PROMPT], Sampling(max_new_tokens=30), seed=2)
+    there.cancel(list(there._requests))
+    behind_its_back.load_weights(weights_of(here._lm), 7)
+    assert there.generate([PROMPT], Sampling(max_new_tokens=30), seed=2)
+    behind_its_back.close()
 
 
 def test_a_cancelled_request_leaves_the_server(both):
