@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -66,8 +67,13 @@ OVERRIDES = (
 WEIGHTS = (8, 4, 8, 8, 1, 1)
 """How often each kind is chosen; the learner's and the last two cost a start of everything."""
 
-STALLS = ("worker", "learner")
-"""Kinds whose silence has a deadline of its own; a stopped driver is a paused run and nothing else."""
+STALLS = {"worker": 13.0, "learner": 23.0, "grader": 0.0, "cell": 0.0}
+"""Kinds whose silence has a deadline of its own, and for how long nothing else is attacked then, or a kill that follows
+would hide whether the deadline is kept. A stopped driver is a paused run and nothing else.
+"""
+
+SAYS_WHO = re.compile(r"waited [\d.]+ s for|died")
+"""What the sentence holds with which a driver ends by itself."""
 
 
 @dataclass
@@ -91,6 +97,7 @@ class Campaign:
     done: Counter[str] = field(default_factory=Counter)
     sentences: list[str] = field(default_factory=list)
     _calm_until: int = 1
+    _quiet_until: float = 0.0
 
     def run(self) -> None:
         """Attack until there were enough faults, then let the run end. Raises AssertionError if it cannot."""
@@ -113,7 +120,8 @@ class Campaign:
         try:
             process.wait(timeout=chance.uniform(0.2, self.pause_seconds))
         except subprocess.TimeoutExpired:
-            if self.done.total() < self.num_faults and self._num_steps() >= self._calm_until:
+            is_calm = self._num_steps() < self._calm_until or time.monotonic() < self._quiet_until
+            if self.done.total() < self.num_faults and not is_calm:
                 self._attack(process.pid, chance)
 
     def _attack(self, driver: int, chance: random.Random) -> None:
@@ -128,6 +136,7 @@ class Campaign:
             _signal(victim, signal.SIGSTOP if is_stall else signal.SIGKILL)
         if victims:
             self.done[f"{kind} {'stalled' if is_stall else 'killed'}"] += 1
+            self._quiet_until = time.monotonic() + (STALLS[kind] if is_stall else 0.0)
 
     def _num_steps(self) -> int:
         metrics = self.folder / "metrics.jsonl"
@@ -138,6 +147,7 @@ class Campaign:
         if process.returncode > 0:
             self.sentences.append(self._log().strip().splitlines()[-1])
             assert "Traceback" not in self._log(), self._log()
+            assert SAYS_WHO.search(self._log()), f"nobody reads who waited for whom: {self._log()}"
         _kill_session(process.pid)
         # It is left alone until a step is done, or a run that is killed while it starts gets nowhere.
         self._calm_until = self._num_steps() + 1
