@@ -201,6 +201,33 @@ def test_two_runs_side_by_side(chromium, runs):
     window.page.close()
 
 
+def test_the_page_of_a_real_run(chromium, whole_run, tmp_path):
+    window = Window(chromium, write_report(whole_run, output=tmp_path / "page.html"))
+    titles = window.texts(".chart h3")
+    for title in (
+        "Held-out accuracy",
+        "Reward in training",
+        "Importance ratio",
+        "Mismatch",
+        "Verdicts",
+        "Where the time",
+    ):
+        assert any(title in found for found in titles), titles
+    points = window.page.evaluate("() => at('charts').querySelector('.plot').data.map(({y}) => y.length)")
+    assert points and all(points)
+    records = [json.loads(line) for path in (whole_run / "rollouts").glob("*.jsonl") for line in path.open()]
+    assert window.listed() == f"{len(records)} traces"
+    verdict = records[0]["verdict"]
+    num_like_it = sum(record["verdict"] == verdict for record in records)
+    assert window.filter(filter_verdict=verdict).split()[0] == str(num_like_it)
+    window.page.click("[data-colouring=logp]")
+    colours = window.page.locator("#tokens [data-token]").evaluate_all(
+        "all => all.map((one) => one.style.backgroundColor)"
+    )
+    assert colours and any(colours)
+    assert (window.said, window.requests_beyond()) == ([], [])
+
+
 def test_hostile_text_stays_text(chromium, tmp_path):
     window = Window(chromium, write_report(write_run(tmp_path / "<img src=x onerror=document.title='owned'>")))
     assert window.page.title().startswith("<img") and window.page.locator("img").count() == 0
