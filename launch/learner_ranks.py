@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import logging
 import socket
 import sys
 import threading
@@ -28,6 +29,8 @@ from launch.publisher import Publisher
 from rollout.receiver import Package
 from rollout.weight_package import WeightPackage, make_package
 
+log = logging.getLogger(__name__)
+
 GRACE_SECONDS = 10.0
 """How long a rank's error waits for a better one: a rank's death shows at the others first, as a lost connection."""
 
@@ -41,19 +44,26 @@ class ExchangeFailed(CispoError):
 
 
 class RankHost:
-    """One rank of the learner where it lives; there is no learner before `join`."""
+    """One rank of the learner where it lives; there is no learner before `join`, and which rank it is, is told then."""
 
-    def __init__(self, make: Callable[[Any, Ranks], SharedLearner], config: Any, rank: int) -> None:
-        self._make, self._config, self._rank = make, config, rank
+    def __init__(self, make: Callable[[Any, Ranks], SharedLearner], config: Any, name: str) -> None:
+        self._make, self._config, self._name = make, config, name
+        self._rank = 0
         self._store: Any = None
+
+    def node(self) -> str:
+        """Ray's id of the node where it lives; "" without Ray."""
+        ray = sys.modules.get("ray")
+        return str(ray.get_runtime_context().get_node_id()) if ray is not None and ray.is_initialized() else ""
 
     def address(self) -> str:
         """Open the place where the ranks meet; "host:port". The system picks the port, so it is free."""
         self._store = self._open_store("0.0.0.0", 0, is_master=True)
         return f"{_own_address()}:{self._store.port}"
 
-    def join(self, address: str) -> None:
+    def join(self, address: str, rank: int) -> None:
         """Meet the other ranks and build this one's part of the learner."""
+        self._rank = rank
         config: LearnerConfig = self._config.learner
         ranks = Ranks()
         if config.num_ranks > 1 or config.kind != "local":  # their libraries want a group, if only of one
@@ -94,7 +104,7 @@ class RankHost:
             if not is_exchange_error(error):
                 raise
             raise ExchangeFailed(
-                f"learner-{self._rank} lost the other ranks {time.monotonic() - begin:.0f} s into `{method}` "
+                f"{self._name} lost the other ranks {time.monotonic() - begin:.0f} s into `{method}` "
                 f"({' '.join(str(error).split())[:200]})."
             ) from error
 
@@ -135,9 +145,18 @@ class LearnerRanks:
         self.deadline_seconds = deadline_seconds
 
     def join(self, seconds: float) -> None:
-        """Let the ranks find each other and build what they hold."""
+        """Let the ranks find each other and build what they hold.
+
+        Those of a node get ranks in a row: the ranks of a tensor-parallel group are such a row, and they exchange most.
+        """
+        nodes = self._await("say where they are", [handle.call("node") for handle in self.handles], seconds)
+        order = row_by_row(nodes)
+        self.handles = [self.handles[index] for index in order]
+        if self.config.kind == "megatron" and (width := self.config.layout.tensor) > 1:
+            _warn_of_wide_groups([nodes[index] for index in order], width)
         address = self._await("find a place to meet", [self.handles[0].call("address")], seconds)[0]
-        self._await("build the policy", [handle.call("join", address) for handle in self.handles], seconds)
+        calls = [handle.call("join", address, rank) for rank, handle in enumerate(self.handles)]
+        self._await("build the policy", calls, seconds)
 
     def update(self, batch: PackedBatch, settings: UpdateSettings) -> UpdateResult:
         """See Learner; each rank gets its own rows only."""
@@ -254,6 +273,24 @@ class LearnerRanks:
             silent = [handle.name for handle, call in zip(self.handles, calls, strict=False) if call in pending]
             raise _silence(seconds, silent, what)
         return [call.result() for call in calls]
+
+
+def row_by_row(nodes: Sequence[str]) -> list[int]:
+    """The places in `nodes`, those of one node behind each other, nodes in the order in which they first come."""
+    first = {node: place for place, node in reversed(list(enumerate(nodes)))}
+    return sorted(range(len(nodes)), key=lambda place: first[nodes[place]])
+
+
+def _warn_of_wide_groups(nodes: Sequence[str], width: int) -> None:
+    wide = sum(len(set(nodes[begin : begin + width])) > 1 for begin in range(0, len(nodes), width))
+    if wide:
+        log.warning(
+            "%d of %d tensor-parallel groups of %d ranks lie on more than one node and exchange over the network in "
+            "every layer; take learner.layout.tensor for which the ranks of a node are a multiple.",
+            wide,
+            len(nodes) // width,
+            width,
+        )
 
 
 def _silence(seconds: float, names: Sequence[str], what: str) -> DeadlineExceeded:

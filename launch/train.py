@@ -201,8 +201,8 @@ def place_parts(config: RunConfig, place: Place, sandboxes: SandboxActors | None
     # One process may choose among all devices of its node; several get one each, which they then see as the only one.
     gpus_each = config.learner_gpus // config.learner.num_ranks
     ranks = [
-        place(f"learner-{rank}", RankHost, build.make_learner, config, rank, num_gpus=gpus_each)
-        for rank in range(config.learner.num_ranks)
+        place(name, RankHost, build.make_learner, config, name, num_gpus=gpus_each)
+        for name in (f"learner-{number}" for number in range(config.learner.num_ranks))
     ]
     make_worker = worker_maker(config, place, sandboxes)
     workers = place_workers(config, make_worker)
