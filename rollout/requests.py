@@ -60,6 +60,7 @@ class Finished:
         num_steps: decode steps made: a worker that makes none and finishes none is stuck.
         busy_seconds: how long it was sampling; the rest of the time it waited for scores or for work.
         num_left: trajectories that it still has to sample.
+        num_unscored: trajectories that are sampled and whose reward is not there.
     """
 
     groups: tuple[Group, ...] = ()
@@ -67,3 +68,4 @@ class Finished:
     num_steps: int = 0
     busy_seconds: float = 0.0
     num_left: int = 0
+    num_unscored: int = 0

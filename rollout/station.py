@@ -78,6 +78,7 @@ class Station:
         is_leaving: it gets nothing more, and goes when it is done.
         has_left: it has gone, and its last answers mean nothing.
         num_left: trajectories that it still has to sample, as far as is known here.
+        num_unscored: trajectories whose reward it waited for when it reported last.
         calls: the open calls by method.
         begun: what it had of its groups when it was asked for a snapshot; None before it answered.
         needs_whole: it can take nothing but all bytes of a version.
@@ -96,6 +97,7 @@ class Station:
     is_leaving: bool = False
     has_left: bool = False
     num_left: int = 0
+    num_unscored: int = 0
     calls: dict[str, Call] = field(default_factory=dict)
     begun: dict[int, Begun] | None = None
     death: WorkerDied | None = None
@@ -229,6 +231,7 @@ class Station:
                 self.assigned.pop(index, None)
             # Nothing is left if all was cancelled meanwhile, of which the worker may not know yet.
             self.num_left = finished.num_left + self._given_since if self.assigned else 0
+            self.num_unscored = finished.num_unscored
             return finished
         return None
 

@@ -100,6 +100,11 @@ class _GroupUnderWay:
         return self.request.num_samples - len(self.trajectories)
 
     @property
+    def num_unscored(self) -> int:
+        """Members that have ended and wait for their reward."""
+        return sum(not score.done() for score in self.scores.values())
+
+    @property
     def is_sampled(self) -> bool:
         """All members have ended, whether they are scored or not."""
         return self.num_left == 0
@@ -183,8 +188,9 @@ class RolloutWorker:
             groups += done
             if done:
                 end = min(end, time.monotonic() + REPORT_SECONDS)
-        num_left = sum(group.num_left for group in self._under_way.values())
-        return Finished(tuple(groups), failed, num_steps, busy_seconds, num_left)
+        under_way = self._under_way.values()
+        num_left, num_unscored = sum(g.num_left for g in under_way), sum(g.num_unscored for g in under_way)
+        return Finished(tuple(groups), failed, num_steps, busy_seconds, num_left, num_unscored)
 
     def load_weights(self, package: Package, version: int) -> Loaded:
         """Sample with `version` from the next token on; see `Receiver.load`, whose errors it raises.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -266,7 +266,7 @@ class WorkerPool:
         self._hand_on(requests, station)
 
     def _check_progress(self) -> None:
-        busy = {station.name: len(station.assigned) for station in self.stations if station.assigned}
+        busy = [station for station in self.stations if station.assigned]
         now = time.monotonic()
         # Starting has a deadline of its own.
         if not busy or any(station.is_cut or (station.assigned and not station.is_up) for station in self.stations):
@@ -274,10 +274,11 @@ class WorkerPool:
         elif now - self._last_progress > self._config.deadline_seconds:
             raise DeadlineExceeded(
                 f"The driver waited {self._config.deadline_seconds:g} s for rollouts and saw no progress; under way: "
-                f"{_listed(busy)}. Look at those workers' logs; raise rollout.deadline_seconds if the work is that "
-                f"slow."
+                f"{', '.join(map(_under_way, busy))}. Look at those workers' logs or the reward's; "
+                f"raise rollout.deadline_seconds if the work is that slow."
             )
 
 
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} with {count} groups" for name, count in counts.items())
+def _under_way(station: Station) -> str:
+    unscored = f" ({station.num_unscored} trajectories wait for their reward)" if station.num_unscored else ""
+    return f"{station.name} with {len(station.assigned)} groups{unscored}"

@@ -350,7 +350,14 @@ def test_workers_that_answer_and_get_nowhere_are_a_deadline_that_says_who_has_wh
     stuck = Worker("b")
     service = service_of(Worker("a"), stuck, deadline_seconds=0.05)
     stuck.advance = lambda seconds: Finished()
-    with pytest.raises(DeadlineExceeded, match=r"waited 0.05 s for rollouts and saw no progress; .*: b with 2 groups"):
+    with pytest.raises(
+        DeadlineExceeded, match=r"waited 0.05 s for rollouts and saw no progress; .*: b with 2 groups\."
+    ):
+        take(service)
+    slow = Worker("c")
+    service = service_of(slow, deadline_seconds=0.05)
+    slow.advance = lambda seconds: Finished(num_unscored=3)
+    with pytest.raises(DeadlineExceeded, match=r"c with 4 groups \(3 trajectories wait for their reward\)\. Look"):
         take(service)
 
 

@@ -127,6 +127,13 @@ def test_what_was_cut_of_a_group_that_fails_is_not_gone_on_with():
     assert [state.meta["request"]["id"] for state in one._cut] == ["1"]
 
 
+def test_what_waits_for_its_reward_is_counted():
+    one = worker(scorer=Scorer(waits=True))
+    one.submit([request(0)])
+    finished = one.advance(0.02)
+    assert (finished.groups, finished.num_left, finished.num_unscored) == ((), 0, 2)
+
+
 def test_a_slow_score_holds_back_its_group_only_until_it_comes():
     scorer = Scorer(waits=True)
     one = worker(scorer=scorer)
