@@ -63,6 +63,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/sandbox_service.py
 	$(BIN)/python benchmarks/async.py
 	$(BIN)/python benchmarks/stale_states.py
+	$(BIN)/python benchmarks/staleness.py
 	$(BIN)/python benchmarks/weight_sync.py
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/faults.py

@@ -363,8 +363,9 @@ def main() -> None:
     parser.add_argument("--run", action="store_true", help="also train the embedded default three times")
     parser.add_argument("--groups-per-worker", type=int, default=16, help="groups of a step per worker")
     arguments = parser.parse_args()
-    result = {"machine": machine(), "fleet": fleet(arguments.groups_per_worker), "driver": driver_alone()}
-    if arguments.run:
+    result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    result |= {"machine": machine(), "fleet": fleet(arguments.groups_per_worker), "driver": driver_alone()}
+    if arguments.run:  # else what an earlier one found is kept
         result["embedded"] = embedded()
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {RESULTS}")
