@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cispo.errors import ConfigError
-from cispo.protocols import RolloutSource
+from cispo.protocols import Learner, RolloutSource
 from cispo.types import Floats, Group, Prompt, Trajectory
 
 
@@ -83,6 +83,22 @@ class HeldOutEvaluator:
         if config.greedy:
             metrics |= by_task(self.rollouts.sample(self.prompts, num_samples=1, greedy=True), "greedy", mean_correct)
         return metrics
+
+
+def probe_of(learner: Learner, *, can_compare: bool) -> Probe:
+    """What a learner says of a trajectory that was sampled with its present weights.
+
+    `can_compare` says that its tokens were drawn from what `text_logp` gives: not at another temperature, truncated, or
+    with experts that learning is told to visit again.
+    """
+
+    def probe(trajectory: Trajectory) -> dict[str, float]:
+        found = dict(learner.probe(trajectory))
+        if can_compare:
+            found |= sampling_mismatch(trajectory, learner.text_logp(trajectory.token_ids_T))
+        return found
+
+    return probe
 
 
 def sampling_mismatch(trajectory: Trajectory, logp_T: Floats) -> dict[str, float]:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from cispo.checkpoint import FolderCheckpoints
-from cispo.evaluate import HeldOutEvaluator, Probe, guess_accuracy, sampling_mismatch
+from cispo.evaluate import HeldOutEvaluator, guess_accuracy, probe_of
 from cispo.protocols import RolloutSource
 from cispo.sft import cold_start
 from cispo.stop import RunStopped, StopRequest
 from cispo.trainer import Parts, train
-from cispo.types import Progress, Trajectory
+from cispo.types import Progress
 from configs.schema import RunConfig
 from configs.strict import to_dict
 from launch import build
@@ -167,33 +167,20 @@ def make_parts(
     folder = Path(config.runs_folder) / config.name
     fleet = FleetSize(folder, len(placed.workers), placed.make_worker)
     service = make_service(config, data, placed.workers, adjust=fleet.adjust)
+    sampling = config.sampling
+    is_whole = sampling.temperature == 1.0 and sampling.top_p == 1.0 and not sampling.top_k
+    probe = probe_of(placed.learner, can_compare=is_whole and not config.correction.replay_experts)
     return Parts(
         learner=placed.learner,
         rollouts=wrap(service),
         weights=VerifiedSync(placed.learner, service, config.sync, lambda: service.num_receivers),
         checkpoints=checkpoints,
-        evaluator=HeldOutEvaluator(service, data.held_out, config.evaluation, probe=make_probe(config, placed.learner)),
+        evaluator=HeldOutEvaluator(service, data.held_out, config.evaluation, probe=probe),
         tracker=tracker,
         decode=data.tokenizer.decode,
         records_per_step=config.tracking.rollouts_per_step,
         evidence=folder / "nonfinite",
     )
-
-
-def make_probe(config: RunConfig, learner: LearnerRanks) -> Probe:
-    """What the learner says of a trajectory that was sampled with its present weights."""
-    sampling = config.sampling
-    # Of another distribution, or with other experts than those visited, the difference would not be zero.
-    as_learnt = sampling.temperature == 1.0 and sampling.top_p == 1.0 and not sampling.top_k
-    can_compare = as_learnt and not config.correction.replay_experts
-
-    def probe(trajectory: Trajectory) -> dict[str, float]:
-        found = dict(learner.probe(trajectory))
-        if can_compare:
-            found |= sampling_mismatch(trajectory, learner.text_logp(trajectory.token_ids_T))
-        return found
-
-    return probe
 
 
 def place_parts(config: RunConfig, place: Place, sandboxes: SandboxActors | None) -> Placed:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cispo.correction import CorrectionConfig
-from cispo.evaluate import EvaluationConfig, HeldOutEvaluator
+from cispo.evaluate import EvaluationConfig, HeldOutEvaluator, probe_of
 from cispo.learner.config import LearnerConfig
 from cispo.learner.local import LocalLearner
 from cispo.timer import Timer
@@ -124,7 +124,7 @@ def run(make_lm, make_group, correction):
         rollouts=rollouts,
         weights=around,
         checkpoints=around,
-        evaluator=HeldOutEvaluator(rollouts, prompts, evaluation, probe=learner.probe),
+        evaluator=HeldOutEvaluator(rollouts, prompts, evaluation, probe=probe_of(learner, can_compare=True)),
         tracker=around,
         decode=str,
     )
