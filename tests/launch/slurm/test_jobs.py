@@ -158,16 +158,16 @@ def test_a_start_that_always_fails_ends_with_a_sentence_and_a_cancelled_job_stay
 def test_a_node_whose_ray_never_comes_is_named(slurm, capsys, tmp_path, job):
     """The second node's Ray is told to be somebody else: it is up, and never joins."""
     away = tmp_path / "away.sh"
-    away.write_text('[ "$SLURMD_NODENAME" = node2 ] && [ "$3" = worker ] && exec sleep 60\nexec "$REAL_PYTHON" "$@"\n')
+    away.write_text('[ "$SLURMD_NODENAME" = node2 ] && [ "$3" = worker ] && exec sleep 120\nexec "$REAL_PYTHON" "$@"\n')
     import sys
 
-    late = (f"slurm.environment.REAL_PYTHON={sys.executable}", "slurm.start_seconds=25", "slurm.max_restarts=0")
+    late = (f"slurm.environment.REAL_PYTHON={sys.executable}", "slurm.start_seconds=45", "slurm.max_restarts=0")
     (tmp_path / "python").write_text(f"#!/bin/bash\n{away.read_text()}")
     (tmp_path / "python").chmod(0o755)
     number, _ = submitted(capsys, *job(tmp_path, "name=a", f"slurm.python={tmp_path}/python", *late))
     log = tmp_path / "a" / "launch" / f"slurm-{number}.log"
-    slurm.wait_for(number, lambda state, _: state == "FAILED", 150, log)
-    assert "The job waited 25 s for node2 to join Ray's head at" in log.read_text()
+    slurm.wait_for(number, lambda state, _: state == "FAILED", 250, log)
+    assert "The job waited 45 s for node2 to join Ray's head at" in log.read_text()
 
 
 @pytest.mark.slow
