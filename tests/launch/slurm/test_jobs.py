@@ -12,7 +12,7 @@ import time
 
 def slow(prompt, text, reference, **info):
     """Makes a step last for seconds, so that a time limit of minutes falls into the run."""
-    time.sleep(0.3)
+    time.sleep(1.0)
     return sum(text.encode()) % 7 / 7
 '''
 
